@@ -1,0 +1,77 @@
+//! A durable, damage-evident, append-only log of opaque records.
+//!
+//! A record is a *leaf* of at most 65,535 bytes, kept verbatim. Records get strictly increasing numbers, are framed with
+//! checksums and appended to pre-allocated segment files by one writer thread. A critical record is on disk
+//! (`fdatasync`) before [`AuditLog::emit`] returns, or the call says that it is [`Outcome::Late`] or
+//! [`Outcome::Failed`]. Whatever is not in the log, the log says so itself: refused and lost records leave a gap record
+//! with their numbers.
+//!
+//! ```
+//! use std::time::Duration;
+//! use audit_logging::{AuditLog, Kind, Options, Severity, reader};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let scratch = tempfile::tempdir()?;
+//! # let dir = scratch.path().join("audit");
+//! let options = Options { critical_deadline: Duration::from_secs(5), ..Options::default() };
+//! let log = AuditLog::open(&dir, options)?;
+//! let _ = log.emit(Severity::Routine, b"started");
+//! let outcome = log.emit(Severity::Critical, b"seal verification failed");
+//! assert!(outcome.is_durable(), "not on disk: {outcome:?}");
+//! assert!(log.close(Duration::from_secs(5)).is_durable());
+//!
+//! let report = reader::verify(&dir)?;
+//! assert!(report.is_intact() && report.clean_close);
+//! let leaves: Vec<Vec<u8>> = reader::records(&dir)?
+//!     .filter_map(Result::ok)
+//!     .filter(|record| record.kind == Kind::Event)
+//!     .map(|record| record.leaf)
+//!     .collect();
+//! assert_eq!(leaves, [b"started".to_vec(), b"seal verification failed".to_vec()]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it proves, and what not
+//!
+//! The checksums are CRC-32C without a key. They show damage, and careless edits: a flipped bit, a record deleted,
+//! inserted, doubled or moved, a segment cut, removed or exchanged. They do not show the work of somebody who rewrites
+//! the checksums as well, nor records cut off at the end, closed or not. That takes signed checkpoints kept
+//! elsewhere, which build on this crate: leaves verbatim, numbers, and [`Status::durable`].
+//!
+//! # When the disk fails
+//!
+//! A failed sync is never repeated on the same file: the frames are written again from memory to a spare segment that is
+//! always ready. If that fails too, the log is *degraded*: every emit fails and is counted, and the log tries to resume
+//! by itself, with a gap record first. It never blocks and never panics because of the disk.
+//!
+//! The format, byte by byte, and the order of system calls are in `docs/audit-log.md`.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod control;
+mod disk;
+mod finding;
+mod frame;
+mod log;
+mod options;
+mod outcome;
+mod queue;
+pub mod reader;
+mod recovery;
+mod rescue;
+mod segment;
+mod spare;
+pub mod vfs;
+mod walk;
+mod writer;
+
+pub use clock::{Clock, SystemClock};
+pub use disk::Disk;
+pub use frame::{Kind, MAX_LEAF};
+pub use log::{AuditLog, Status};
+pub use options::{Observer, Options};
+pub use outcome::{Failure, Fault, OpenError, Operation, Outcome, ReadError, Severity};
+pub use reader::Record;
+pub use recovery::Recovery;
+pub use vfs::Vfs;

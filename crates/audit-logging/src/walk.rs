@@ -1,0 +1,200 @@
+//! The order in which the segments of a directory are to be read: which follow each other, which are void.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use crate::control::{Cause, Link};
+use crate::finding::{Violation, What};
+use crate::frame::{self, Kind, Parsed};
+use crate::outcome::ReadError;
+use crate::segment::{self, Expect, LINK_ROOM, MAX_SEGMENT, Next, SEGMENT_HEADER, Scanned, SegmentHeader};
+use crate::vfs::{self, Access, Vfs};
+
+/// A step of the walk.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Missing(Violation),
+    Segment(Expect, PathBuf),
+}
+
+/// What the first bytes of a segment tell.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) index: u64,
+    pub(crate) header: Option<SegmentHeader>,
+    /// Whether anything was written where the first frame belongs.
+    pub(crate) begun: bool,
+    pub(crate) link: Option<Link>,
+    /// Whether it could be read.
+    pub(crate) readable: bool,
+}
+
+impl Head {
+    /// The segment that was in use when this one was made: its name was on disk before this one's.
+    pub(crate) fn live(&self) -> Option<u64> {
+        self.header.filter(|header| header.index == self.index).map(|header| header.live)
+    }
+}
+
+/// The plan, and how far it is carried out.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    parts: VecDeque<Part>,
+    log_id: Option<[u8; 16]>,
+    last_seq: Option<u64>,
+    /// Segments passed over because a later link declares them void.
+    pub(crate) void: u64,
+}
+
+fn io(path: &Path, source: std::io::Error) -> ReadError {
+    ReadError::Io { path: path.to_owned(), source }
+}
+
+/// The indices of the segment files in a directory, ascending.
+pub(crate) fn indices(vfs: &dyn Vfs, dir: &Path) -> std::io::Result<Vec<u64>> {
+    let names = vfs.list(dir)?;
+    let mut found: Vec<u64> = names.iter().filter_map(|name| name.to_str()).filter_map(segment::index_of).collect();
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Reads a whole segment file, at most [`MAX_SEGMENT`] bytes and one more, so that a longer file shows.
+pub(crate) fn load(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>, ReadError> {
+    let file = vfs.open(path, Access::Read).map_err(|error| io(path, error))?;
+    let length = file.length().map_err(|error| io(path, error))?.min(MAX_SEGMENT.saturating_add(1));
+    let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
+    let n = vfs::read_full(&*file, &mut bytes, 0).map_err(|error| io(path, error))?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadError> {
+    let path = segment::path(dir, index);
+    let file = vfs.open(&path, Access::Read).map_err(|error| io(&path, error))?;
+    let mut bytes = [0u8; SEGMENT_HEADER.saturating_add(LINK_ROOM)];
+    let n = vfs::read_full(&*file, &mut bytes, 0).map_err(|error| io(&path, error))?;
+    let bytes = bytes.get(..n).unwrap_or_default();
+    let header = SegmentHeader::parse(bytes);
+    let first = bytes.get(SEGMENT_HEADER..).unwrap_or_default();
+    let begun = first.iter().any(|&byte| byte != 0);
+    let salt = header.map(|header| header.salt()).or(frame::u32_at(bytes, SEGMENT_HEADER.saturating_sub(4)));
+    let link = match frame::parse(first, salt.unwrap_or(0)) {
+        Parsed::Frame(found) if found.kind == Kind::Link => Link::parse(found.leaf),
+        _ => None,
+    };
+    // A link can only name a segment before its own.
+    let link = link.filter(|link| link.previous < index && link.previous > 0);
+    Ok(Head { index, header, begun, link, readable: true })
+}
+
+/// What is known of a segment that cannot be read. It may have held records.
+pub(crate) fn unreadable(index: u64) -> Head {
+    Head { index, header: None, begun: true, link: None, readable: false }
+}
+
+impl Walk {
+    pub(crate) fn plan(vfs: &dyn Vfs, dir: &Path) -> Result<Self, ReadError> {
+        let found = indices(vfs, dir).map_err(|error| io(dir, error))?;
+        let mut heads = Vec::with_capacity(found.len());
+        let mut failed = None;
+        for index in found {
+            match head(vfs, dir, index) {
+                Ok(head) => heads.push(head),
+                Err(error) => {
+                    heads.push(unreadable(index));
+                    failed = Some(error);
+                }
+            }
+        }
+        if heads.iter().all(|head| !head.readable) {
+            // Nothing at all can be read: that is no finding in a log.
+            return Err(failed.unwrap_or(ReadError::NoLog { dir: dir.to_owned() }));
+        }
+        Ok(Self::of(dir, &heads))
+    }
+
+    /// Follows the links from the last segment back to the first.
+    pub(crate) fn of(dir: &Path, heads: &[Head]) -> Self {
+        let mut walk = Self { parts: VecDeque::new(), log_id: None, last_seq: None, void: 0 };
+        walk.log_id = heads.iter().find_map(|head| head.header).map(|header| header.log_id);
+        // The index that the segment seen last says comes before it, and what it says of it.
+        let mut wanted: Option<u64> = None;
+        let mut next: Option<Next> = None;
+        for head in heads.iter().rev() {
+            match wanted {
+                Some(wanted) if head.index > wanted => {
+                    walk.void = walk.void.saturating_add(1);
+                    continue;
+                }
+                Some(wanted) if head.index < wanted => {
+                    walk.missing(wanted);
+                    next = Some(Next::Unknown);
+                }
+                _ => {}
+            }
+            let expect = Expect { index: Some(head.index), next, ..Expect::default() };
+            walk.parts.push_front(Part::Segment(expect, segment::path(dir, head.index)));
+            wanted = match (head.link, next) {
+                (Some(link), _) => Some(link.previous),
+                // A file that is no segment says nothing of what comes before it.
+                (None, Some(next)) => {
+                    let found_so = matches!(next, Next::Link(Link { cause: Cause::Finding, .. }));
+                    let was_segment = head.begun && (head.readable || !found_so);
+                    head.live().or_else(|| was_segment.then_some(head.index.saturating_sub(1)))
+                }
+                // A spare, or the last segment with a torn start: indices of segments that were never finished may lie
+                // between it and the one before. But the one that was in use when it was made must be there.
+                (None, None) => head.live().filter(|live| heads.iter().all(|head| head.index != *live)),
+            };
+            next = match (head.link, head.begun) {
+                (Some(link), _) => Some(Next::Link(link)),
+                (None, true) if next.is_some() => Some(Next::Unknown),
+                // A spare, or the torn start of the last segment: the one before may still end torn.
+                (None, _) => next,
+            };
+        }
+        let lowest = heads.first().map_or(0, |head| head.index);
+        // Whatever the lowest segment says or does not say: every log has a first one.
+        if let Some(wanted) = wanted.or((lowest > 1).then_some(1)).filter(|&wanted| wanted > 0) {
+            walk.missing(wanted);
+        }
+        walk
+    }
+
+    fn missing(&mut self, index: u64) {
+        let violation = Violation { segment: index, offset: 0, seq: 0, what: What::SegmentMissing };
+        self.parts.push_front(Part::Missing(violation));
+    }
+
+    /// The segment handed out last cannot be read.
+    pub(crate) fn unread(&mut self, index: u64) -> Violation {
+        let seq = self.last_seq.take().map_or(0, |seq| seq.saturating_add(1));
+        Violation { segment: index, offset: 0, seq, what: What::Unreadable }
+    }
+
+    pub(crate) fn next_part(&mut self) -> Option<Part> {
+        let part = self.parts.pop_front()?;
+        Some(match part {
+            Part::Missing(mut violation) => {
+                violation.seq = self.last_seq.map_or(0, |seq| seq.saturating_add(1));
+                self.last_seq = None;
+                Part::Missing(violation)
+            }
+            Part::Segment(mut expect, path) => {
+                expect.log_id = self.log_id;
+                expect.previous = self.last_seq;
+                Part::Segment(expect, path)
+            }
+        })
+    }
+
+    /// Tells the walk what the segment it handed out last came to.
+    pub(crate) fn scanned(&mut self, scanned: &Scanned) {
+        self.last_seq = scanned.last_seq;
+        if scanned.violations > 0 {
+            // After a finding the numbers go on behind the highest seen.
+            self.last_seq = self.last_seq.max(Some(scanned.highest));
+        }
+    }
+}

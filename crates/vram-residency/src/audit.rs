@@ -1,0 +1,369 @@
+//! Audit events and how they become records of the log. The one place where events are built and written.
+//!
+//! A record is one line of JSON: an envelope (version, time, worker, device, severity), then the event's own fields.
+//! `docs/format.md` lists them. Building and emitting one allocates nothing once a thread has emitted its first.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
+use serde::Serialize;
+
+use crate::device::{DeviceInfo, Protection, Residency};
+use crate::digest::Digest;
+use crate::metrics::AuditMetrics;
+use crate::shard_id::ShardId;
+
+/// What happened. Sizes are in bytes, times in nanoseconds.
+#[derive(Clone, Copy, Serialize)]
+#[serde(tag = "event")]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the fields are named in full, and docs/format.md tells each one's meaning")]
+pub enum AuditEvent<'a> {
+    /// Memory was reserved and mapped for a shard.
+    VramAllocated { shard_id: &'a ShardId, requested_bytes: u64, used_bytes: u64, available_bytes: u64 },
+    /// It could not be.
+    VramAllocationFailed { shard_id: &'a ShardId, requested_bytes: u64, available_bytes: u64, reason: Text<'a> },
+    /// A shard was sealed; `seal` is the whole seal record in hex.
+    VramSealed {
+        shard_id: &'a ShardId,
+        model_ref: &'a str,
+        shard_index: u32,
+        shard_count: u32,
+        bytes: u64,
+        digest: Digest,
+        table_digest: Digest,
+        residency: Residency,
+        protection: Protection,
+        seal: Text<'a>,
+    },
+    /// Every byte of a shard was found as sealed.
+    SealVerified { shard_id: &'a ShardId, bytes: u64, digest: Digest, duration_ns: u64 },
+    /// It was not, or the seal itself is not ours. The bytes were right for the last time at `last_verified_ns`.
+    SealVerificationFailed {
+        shard_id: &'a ShardId,
+        reason: Text<'a>,
+        expected: Digest,
+        actual: Option<Digest>,
+        damaged_blocks: u64,
+        first_block: Option<u64>,
+        tensor: Option<&'a str>,
+        last_verified_ns: u64,
+        action: &'static str,
+    },
+    /// A shard's memory was given back.
+    VramDeallocated { shard_id: &'a ShardId, freed_bytes: u64, used_bytes: u64, available_bytes: u64 },
+    /// A rule was broken.
+    PolicyViolation { shard_id: &'a ShardId, policy: &'static str, violation: Text<'a>, action: &'static str },
+    /// A damaged block is about to be overwritten with bytes of the source that match the seal.
+    RepairStarted {
+        shard_id: &'a ShardId,
+        block: u64,
+        tensor: Option<&'a str>,
+        first_byte: u64,
+        differing_bytes: u64,
+        differing_bits: u64,
+    },
+    /// It was overwritten, read back and found as sealed.
+    BlockRepaired { shard_id: &'a ShardId, block: u64 },
+    /// It could not be repaired; the shard stays quarantined.
+    RepairFailed { shard_id: &'a ShardId, block: Option<u64>, reason: Text<'a> },
+    /// Somebody with access to the manager is about to damage a bit on purpose, to see that it is found.
+    FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
+}
+
+impl AuditEvent<'_> {
+    /// Critical events are on disk before the call that emits them returns.
+    #[must_use]
+    pub const fn severity(&self) -> Severity {
+        match self {
+            Self::SealVerificationFailed { .. }
+            | Self::PolicyViolation { .. }
+            | Self::RepairStarted { .. }
+            | Self::BlockRepaired { .. }
+            | Self::RepairFailed { .. }
+            | Self::FaultInjected { .. } => Severity::Critical,
+            Self::VramAllocated { .. }
+            | Self::VramAllocationFailed { .. }
+            | Self::VramSealed { .. }
+            | Self::SealVerified { .. }
+            | Self::VramDeallocated { .. } => Severity::Routine,
+        }
+    }
+}
+
+/// Something that is written as text, formatted straight into the record.
+#[derive(Clone, Copy)]
+pub struct Text<'a>(pub &'a dyn fmt::Display);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
+}
+
+/// Version of the record's JSON.
+const LEAF_VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Leaf<'a> {
+    v: u32,
+    time: Text<'a>,
+    time_ns: u64,
+    monotonic_ns: u64,
+    worker_id: &'a str,
+    device: DeviceInfo,
+    severity: &'static str,
+    #[serde(flatten)]
+    event: &'a AuditEvent<'a>,
+}
+
+/// Who emits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) worker_id: &'a str,
+    pub(crate) device: DeviceInfo,
+}
+
+/// Where events go. A cheap clone; the log closes, flushed, when the last one is dropped.
+#[derive(Clone)]
+pub struct AuditTrail {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    destination: Destination,
+    metrics: Arc<AuditMetrics>,
+    clock: Arc<dyn Clock>,
+}
+
+enum Destination {
+    Log(AuditLog),
+    /// The log could not be opened; every event is counted as lost.
+    Broken {
+        dir: PathBuf,
+        reason: OpenError,
+    },
+    Off,
+}
+
+/// How an audit trail is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrailHealth {
+    /// Records are kept.
+    Good,
+    /// There is no log, by the caller's choice.
+    Off,
+    /// Records are being lost, for this reason. Nothing that depends on them may be called verified.
+    Failing(String),
+}
+
+impl AuditTrail {
+    /// Opens or creates the log in a directory.
+    ///
+    /// # Errors
+    /// [`OpenError`]: another writer holds the directory, or the file system refuses.
+    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        Self::open_with(dir, Options::default())
+    }
+
+    /// Opens or creates the log in a directory, with options. The options' observer is replaced by the metrics of
+    /// [`crate::metrics`].
+    ///
+    /// # Errors
+    /// As [`AuditTrail::open`].
+    pub fn open_with(dir: &Path, options: Options) -> Result<Self, OpenError> {
+        Self::try_open(dir, options).map_err(|(reason, ..)| reason)
+    }
+
+    /// Opens the log, or goes on without it when that fails: sealing and verifying work, every event counts as lost,
+    /// and [`AuditTrail::health`] and every shard's state say so.
+    #[must_use]
+    pub fn open_or_degraded(dir: &Path, options: Options) -> Self {
+        Self::try_open(dir, options).unwrap_or_else(|(reason, metrics, clock)| {
+            tracing::error!(dir = %dir.display(), %reason, "the audit log cannot be opened; events are being lost");
+            let destination = Destination::Broken { dir: dir.to_owned(), reason };
+            Self { inner: Arc::new(Inner { destination, metrics, clock }) }
+        })
+    }
+
+    /// No log, by choice. Events are not counted.
+    #[must_use]
+    pub fn off() -> Self {
+        let clock = Arc::new(audit_logging::SystemClock::new());
+        let metrics = Arc::new(AuditMetrics::register());
+        Self { inner: Arc::new(Inner { destination: Destination::Off, metrics, clock }) }
+    }
+
+    #[expect(clippy::type_complexity, reason = "the parts of a trail that is still to be made")]
+    fn try_open(dir: &Path, mut options: Options) -> Result<Self, (OpenError, Arc<AuditMetrics>, Arc<dyn Clock>)> {
+        let metrics = Arc::new(AuditMetrics::register());
+        let clock = Arc::clone(&options.clock);
+        options.observer = Some(Arc::clone(&metrics) as _);
+        match AuditLog::open(dir, options) {
+            Ok(log) => Ok(Self { inner: Arc::new(Inner { destination: Destination::Log(log), metrics, clock }) }),
+            Err(reason) => Err((reason, metrics, clock)),
+        }
+    }
+
+    /// Waits until everything emitted before is on disk.
+    ///
+    /// # Errors
+    /// [`TrailError`] where it is not, within `timeout`.
+    pub fn flush(&self, timeout: Duration) -> Result<(), TrailError> {
+        match &self.inner.destination {
+            Destination::Log(log) => TrailError::of_flush(log.flush(timeout)),
+            Destination::Broken { .. } => Err(TrailError::NotOpen),
+            Destination::Off => Ok(()),
+        }
+    }
+
+    /// Flushes and closes the log. Later events count as lost.
+    ///
+    /// # Errors
+    /// [`TrailError`] where not everything is on disk within `timeout`.
+    pub fn close(&self, timeout: Duration) -> Result<(), TrailError> {
+        match &self.inner.destination {
+            Destination::Log(log) => TrailError::of_flush(log.close(timeout)),
+            Destination::Broken { .. } => Err(TrailError::NotOpen),
+            Destination::Off => Ok(()),
+        }
+    }
+
+    /// Whether records are being kept.
+    #[must_use]
+    pub fn health(&self) -> TrailHealth {
+        match &self.inner.destination {
+            Destination::Log(log) => match log.status() {
+                Status { degraded: Some(reason), .. } => TrailHealth::Failing(reason.to_string()),
+                Status { closed: true, .. } => TrailHealth::Failing("the audit log was closed".to_owned()),
+                _ => TrailHealth::Good,
+            },
+            Destination::Broken { reason, .. } => TrailHealth::Failing(reason.to_string()),
+            Destination::Off => TrailHealth::Off,
+        }
+    }
+
+    /// Records lost so far. Allocates nothing.
+    pub(crate) fn lost_records(&self) -> u64 {
+        self.inner.metrics.lost()
+    }
+
+    /// The log's own figures, where it is open.
+    #[must_use]
+    pub fn log_status(&self) -> Option<Status> {
+        match &self.inner.destination {
+            Destination::Log(log) => Some(log.status()),
+            Destination::Broken { .. } | Destination::Off => None,
+        }
+    }
+
+    /// Nanoseconds since 1970-01-01 UTC by the wall clock; 0 before it.
+    pub(crate) fn wall_ns(&self) -> u64 {
+        let since = self.inner.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Time since some fixed moment.
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.inner.clock.monotonic()
+    }
+
+    /// Writes an event down. Critical ones are on disk when this returns well.
+    pub(crate) fn emit(&self, origin: Origin<'_>, event: &AuditEvent<'_>) -> Result<(), TrailError> {
+        let severity = event.severity();
+        let log = match &self.inner.destination {
+            Destination::Log(log) => log,
+            Destination::Broken { .. } => {
+                self.inner.metrics.count_emit();
+                self.inner.metrics.count_failure(severity);
+                return Err(TrailError::NotOpen);
+            }
+            Destination::Off => return Ok(()),
+        };
+        let outcome = self.with_leaf(origin, event, |leaf| log.emit(severity, leaf));
+        let answer = match outcome {
+            Outcome::Queued { .. } | Outcome::Durable { .. } => Ok(()),
+            Outcome::Late { .. } => Err(TrailError::Late),
+            Outcome::Failed(failure) => Err(TrailError::Failed(failure)),
+            _ => Err(TrailError::Late),
+        };
+        if let Err(error) = answer {
+            tracing::error!(%error, "an audit record was not kept in time");
+        }
+        answer
+    }
+
+    /// Encodes the event into this thread's buffer and lends it out.
+    fn with_leaf<T>(&self, origin: Origin<'_>, event: &AuditEvent<'_>, use_leaf: impl FnOnce(&[u8]) -> T) -> T {
+        thread_local! {
+            static LEAF: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let time_ns = self.wall_ns();
+        let time = jiff::Timestamp::from_nanosecond(time_ns.into()).unwrap_or_default();
+        let severity = match event.severity() {
+            Severity::Routine => "routine",
+            Severity::Critical => "critical",
+        };
+        let leaf = Leaf {
+            v: LEAF_VERSION,
+            time: Text(&time),
+            time_ns,
+            monotonic_ns: u64::try_from(self.monotonic().as_nanos()).unwrap_or(u64::MAX),
+            worker_id: origin.worker_id,
+            device: origin.device,
+            severity,
+            event,
+        };
+        // Taken out while in use. A thread that is ending has none any more, and a fresh one serves as well.
+        let mut buffer = LEAF.try_with(RefCell::take).unwrap_or_default();
+        buffer.clear();
+        // Writing numbers and text into memory cannot fail.
+        let _ = serde_json::to_writer(&mut buffer, &leaf);
+        let value = use_leaf(&buffer);
+        let _ = LEAF.try_with(|kept| kept.replace(buffer));
+        value
+    }
+}
+
+impl fmt::Debug for AuditTrail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.inner.destination {
+            Destination::Log(_) => f.write_str("AuditTrail(open)"),
+            Destination::Broken { dir, .. } => write!(f, "AuditTrail(broken: {})", dir.display()),
+            Destination::Off => f.write_str("AuditTrail(off)"),
+        }
+    }
+}
+
+/// A record is not known to be on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrailError {
+    /// The log could not be opened when the worker started.
+    #[error("the audit log could not be opened, so nothing is recorded; see the first error and restart")]
+    NotOpen,
+    /// The disk did not answer in time; the record is queued and counted as late.
+    #[error("the audit record was not on disk at its deadline; it is queued and counted as late")]
+    Late,
+    /// A record that must come first is lost, so the operation was not begun.
+    #[error("the audit log did not take the record, so nothing was done; see the log's first error")]
+    Lost,
+    /// The record is lost, and counted.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+impl TrailError {
+    fn of_flush(outcome: Outcome) -> Result<(), Self> {
+        match outcome {
+            Outcome::Durable { .. } => Ok(()),
+            Outcome::Failed(failure) => Err(Self::Failed(failure)),
+            _ => Err(Self::Late),
+        }
+    }
+}

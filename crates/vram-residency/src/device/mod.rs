@@ -1,0 +1,308 @@
+//! Devices: memories in which weights can be resident, behind one narrow trait.
+//!
+//! A region lives in two stages, and the types keep them apart:
+//!
+//! ```text
+//! Device::allocate ─▶ StagedRegion ── fill once ──▶ protect ─▶ Region ── hash, view, read, repair
+//!    (reserves)         (writable)                             (read-only)
+//! ```
+//!
+//! Dropping either stage gives the memory and its reservation back. Every device must pass [`conformance::check`].
+//!
+//! This is the only module of the crate in which `unsafe` is allowed.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+use crate::digest::BlockValue;
+
+pub mod conformance;
+mod crew;
+mod host;
+pub mod measure;
+
+pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
+
+/// Which kind of memory a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// Main memory of this machine.
+    Host,
+}
+
+impl DeviceKind {
+    /// The name as configuration, seals and records spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// 128 bits that name one device for as long as it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceUuid(pub [u8; 16]);
+
+impl fmt::Display for DeviceUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl serde::Serialize for DeviceUuid {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Who a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceInfo {
+    /// Which kind of memory it is.
+    pub kind: DeviceKind,
+    /// Which one it is.
+    pub uuid: DeviceUuid,
+}
+
+/// Where a region's bytes physically are, as the kernel or the driver granted it, never as hoped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Residency {
+    /// In main memory, locked: the kernel does not page it out.
+    HostLocked,
+    /// In main memory, but the kernel may page it out.
+    HostPageable,
+}
+
+impl Residency {
+    /// The name as seals, records and reports spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HostLocked => "host-locked",
+            Self::HostPageable => "host-pageable",
+        }
+    }
+}
+
+impl fmt::Display for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What stops a write to a sealed region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Protection {
+    /// The MMU and the kernel, shown by the device's self-test.
+    ReadOnly,
+    /// Nothing that was shown to work: writes are a matter of good manners.
+    Advisory,
+}
+
+impl Protection {
+    /// The name as seals, records and reports spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::Advisory => "advisory",
+        }
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A device's bytes: how many it may hold, and how many are reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Capacity {
+    /// Most bytes that may be reserved at one time.
+    pub total_bytes: u64,
+    /// Bytes reserved now, rounded up to whole pages of the device.
+    pub used_bytes: u64,
+}
+
+impl Capacity {
+    /// Bytes that can still be reserved.
+    #[must_use]
+    pub const fn available_bytes(self) -> u64 {
+        self.total_bytes.saturating_sub(self.used_bytes)
+    }
+}
+
+/// A device could not do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The region does not fit beside what is already reserved.
+    #[error(
+        "{device} has {available_bytes} bytes free of {total_bytes}, and {needed_bytes} are needed; \
+         release a shard, free memory, raise the capacity limit or choose a smaller model"
+    )]
+    InsufficientMemory {
+        /// The device that was asked.
+        device: DeviceKind,
+        /// Bytes that the region needs, in whole pages.
+        needed_bytes: u64,
+        /// Bytes that were free.
+        available_bytes: u64,
+        /// The device's capacity.
+        total_bytes: u64,
+    },
+    /// The operating system or driver refused a step.
+    #[error("{device} could not {step}: {source}; `vram doctor` shows what this machine lacks")]
+    System {
+        /// The device that was asked.
+        device: DeviceKind,
+        /// What was being done.
+        step: &'static str,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The source of the bytes failed while the region was filled; nothing of it stays resident.
+    #[error("reading the model at byte {offset} failed: {source}; nothing of it stays resident")]
+    Source {
+        /// Where in the region.
+        offset: u64,
+        /// What the source answered.
+        source: io::Error,
+    },
+    /// A thread that worked on the region panicked, in code of the caller's.
+    #[error("a thread failed while it worked on a region, which is not used further; report this defect")]
+    WorkerPanicked,
+    /// The byte range is not inside the region.
+    #[error("bytes {offset}..{end} are not inside a region of {region_bytes} bytes; ask for bytes that it has")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Byte after the last one asked for.
+        end: u64,
+        /// What the region has.
+        region_bytes: u64,
+    },
+}
+
+/// Where the bytes of a region come from while it is filled.
+///
+/// Called from several threads at once, once for each block, in roughly ascending order.
+pub trait Fill: Sync {
+    /// Writes the region's bytes from `offset` on into `buffer`, all of it.
+    ///
+    /// # Errors
+    /// Whatever the source answers; filling stops at the first one.
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Told that the filling has failed elsewhere, so that no call of [`Fill::fill`] need wait for blocks that will
+    /// never be asked for.
+    fn abandon(&self) {}
+}
+
+impl Fill for &[u8] {
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let bytes = usize::try_from(offset).ok().and_then(|start| self.get(start..));
+        let bytes = bytes.and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// A memory in which weights can be resident.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// Who this device is.
+    fn info(&self) -> DeviceInfo;
+
+    /// How much it may hold and holds.
+    fn capacity(&self) -> Capacity;
+
+    /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a
+    /// 256-byte boundary, so that what follows a file's header can be aligned.
+    ///
+    /// The reservation is atomic: of two callers that do not fit together, at least one is refused.
+    ///
+    /// # Errors
+    /// [`DeviceError::InsufficientMemory`] where it does not fit, [`DeviceError::System`] where a step is refused.
+    /// Either way nothing stays reserved.
+    fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError>;
+}
+
+/// A region that is still writable and that nobody else can see.
+pub trait StagedRegion: Send {
+    /// Fills the whole region from `source` and puts into `values` the value of every block, hashed from the
+    /// device's own memory after the copy. `values` must hold exactly the region's blocks.
+    ///
+    /// # Errors
+    /// [`DeviceError::Source`] with the first failing offset; the region is then good for nothing but dropping.
+    fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError>;
+
+    /// Makes the region read-only for ever.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] where a step is refused; the memory is given back.
+    fn protect(self: Box<Self>) -> Result<Box<dyn Region>, DeviceError>;
+}
+
+/// A filled, protected region.
+pub trait Region: Send + Sync + fmt::Debug {
+    /// Its length in bytes.
+    fn bytes(&self) -> u64;
+
+    /// Where the bytes are, as the driver or the kernel last granted it.
+    fn residency(&self) -> Residency;
+
+    /// What stops a write, as last shown.
+    fn protection(&self) -> Protection;
+
+    /// Hashes blocks `first..first + values.len()` from the device's memory into `values`. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`] where there are no such blocks.
+    fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError>;
+
+    /// Lends the bytes of a range to `look`, where the processor can address them. No repair runs meanwhile.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`] where the range is not inside the region.
+    fn view(&self, range: Range<u64>, look: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError>;
+
+    /// Writes into the protected region: the repair path, and the only one. The protection of every other byte
+    /// stays as it is, as far as the device's pages allow, and is restored before this returns.
+    ///
+    /// Callers check `bytes` against the sealed block value first.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
+    fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+}
+
+/// Checks a byte range against a region's length.
+pub(crate) fn check_range(offset: u64, bytes: usize, region_bytes: u64) -> Result<Range<u64>, DeviceError> {
+    let end = u64::try_from(bytes).ok().and_then(|bytes| offset.checked_add(bytes));
+    match end {
+        Some(end) if end <= region_bytes => Ok(offset..end),
+        _ => Err(DeviceError::OutOfRange { offset, end: end.unwrap_or(u64::MAX), region_bytes }),
+    }
+}

@@ -1,0 +1,271 @@
+//! The front door: seal, verify, repair, release, list.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::audit::{AuditEvent, AuditTrail, Origin, TrailError, TrailHealth};
+use crate::device::{Capacity, Device, DeviceInfo};
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::seal::{MAX_TEXT, SealKey};
+use crate::shard::{Home, SealedShard, Shard};
+use crate::shard_id::ShardId;
+
+mod repair;
+mod sealing;
+mod verify;
+
+pub use repair::{BlockDamage, RepairReport};
+pub use sealing::SealRequest;
+pub use verify::Verified;
+
+/// How long an operation whose record is required waits for the disk.
+const REQUIRED_FLUSH: Duration = Duration::from_secs(10);
+
+/// Seals shards on one device, for one worker. A cheap clone.
+///
+/// Dropping the last clone, and the last of its shards, flushes and closes the audit log.
+#[derive(Clone)]
+pub struct VramManager {
+    worker: Arc<Worker>,
+}
+
+/// How a manager is set up.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "all of it must be chosen")]
+pub struct ManagerOptions {
+    /// Who holds the shards: 1 to 4096 bytes, part of every seal and record.
+    pub worker_id: Arc<str>,
+    /// Where shards become resident.
+    pub device: Arc<dyn Device>,
+    /// The worker's sealing key.
+    pub key: SealKey,
+    /// Where events go.
+    pub trail: AuditTrail,
+    /// What must be true before a shard counts as sealed, and what happens when a check fails.
+    pub policy: Policy,
+}
+
+/// What the clones of a manager and its shards share.
+pub(crate) struct Worker {
+    pub(crate) worker_id: Arc<str>,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) key: SealKey,
+    pub(crate) policy: Policy,
+    pub(crate) metrics: Metrics,
+    residents: Mutex<Vec<Resident>>,
+    pub(crate) trail: AuditTrail,
+}
+
+/// What became of a record that the policy does not require.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    Kept,
+    Lost,
+}
+
+/// A shard that is being sealed, is resident or is being released.
+struct Resident {
+    shard_id: ShardId,
+    shard: Weak<Shard>,
+}
+
+impl VramManager {
+    /// A manager. The metrics' recorder, if any, should be installed before.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the worker id is empty or longer than 4096 bytes, [`Error::ControlCharacter`] where it holds
+    /// one, [`Error::Audit`] where the policy requires records and there is no log.
+    pub fn new(options: ManagerOptions) -> Result<Self, Error> {
+        check_text("worker id", &options.worker_id)?;
+        if options.policy.require_audit && options.trail.health() != TrailHealth::Good {
+            return Err(Error::Audit(TrailError::NotOpen));
+        }
+        let ManagerOptions { worker_id, device, key, trail, policy } = options;
+        let worker =
+            Worker { worker_id, device, key, policy, metrics: Metrics::register(), residents: Mutex::default(), trail };
+        worker.show_capacity();
+        tracing::info!(worker_id = %worker.worker_id, device = %worker.device.info().kind, "manager ready");
+        Ok(Self { worker: Arc::new(worker) })
+    }
+
+    /// Who holds the shards.
+    #[must_use]
+    pub fn worker_id(&self) -> &Arc<str> {
+        &self.worker.worker_id
+    }
+
+    /// The device that shards become resident on.
+    #[must_use]
+    pub fn device(&self) -> DeviceInfo {
+        self.worker.device.info()
+    }
+
+    /// How much the device may hold and holds.
+    #[must_use]
+    pub fn capacity(&self) -> Capacity {
+        self.worker.device.capacity()
+    }
+
+    /// Where events go.
+    #[must_use]
+    pub fn trail(&self) -> &AuditTrail {
+        &self.worker.trail
+    }
+
+    /// The resident shards, in the order in which they were sealed.
+    #[must_use]
+    pub fn list(&self) -> Vec<SealedShard> {
+        let residents = self.worker.residents();
+        residents.iter().filter_map(|resident| resident.shard.upgrade()).map(|inner| SealedShard { inner }).collect()
+    }
+
+    /// Gives up this clone of a shard. The memory is given back, and that recorded, when it was the last.
+    pub fn release(&self, shard: SealedShard) {
+        drop(shard);
+    }
+
+    /// Refuses shards of other managers.
+    fn own(&self, shard: &SealedShard) -> Result<(), Error> {
+        if std::ptr::addr_eq(Arc::as_ptr(&self.worker), Arc::as_ptr(&shard.inner.home)) {
+            Ok(())
+        } else {
+            Err(Error::ForeignShard { shard_id: Box::new(*shard.shard_id()) })
+        }
+    }
+}
+
+impl std::fmt::Debug for VramManager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VramManager")
+            .field("worker_id", &self.worker.worker_id)
+            .field("device", &self.worker.device.info())
+            .field("key", &self.worker.key)
+            .field("trail", &self.worker.trail)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Records an event. Fails only where the policy makes a lost record fatal.
+    pub(crate) fn record(&self, event: &AuditEvent<'_>) -> Result<Recorded, Error> {
+        let origin = Origin { worker_id: &self.worker_id, device: self.device.info() };
+        let emitted = match self.trail.emit(origin, event) {
+            // What is queued or late may still be lost; where that is fatal, the disk is waited for.
+            Ok(()) | Err(TrailError::Late) if self.policy.require_audit => self.trail.flush(REQUIRED_FLUSH),
+            // Otherwise it is counted if it is lost, and every shard's state follows the count.
+            Ok(()) | Err(TrailError::Late) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match emitted {
+            Ok(()) => Ok(Recorded::Kept),
+            Err(error) if self.policy.require_audit => Err(Error::Audit(error)),
+            Err(_) => Ok(Recorded::Lost),
+        }
+    }
+
+    /// Records an event without which the operation must not go on.
+    pub(crate) fn record_first(&self, event: &AuditEvent<'_>) -> Result<(), Error> {
+        match self.record(event)? {
+            Recorded::Kept => Ok(()),
+            Recorded::Lost => Err(Error::Audit(TrailError::Lost)),
+        }
+    }
+
+    /// Records an event next to a failure that is returned in any case.
+    pub(crate) fn record_beside_failure(&self, event: &AuditEvent<'_>) {
+        // The failure at hand matters more to the caller; the lost record was counted and logged.
+        let _ = self.record(event);
+    }
+
+    /// Takes a shard id, until the claim is dropped or the shard is.
+    fn claim(&self, shard_id: ShardId) -> Result<Claim<'_>, Error> {
+        let mut residents = self.residents();
+        if residents.iter().any(|resident| resident.shard_id == shard_id) {
+            return Err(Error::DuplicateShard { shard_id: Box::new(shard_id) });
+        }
+        residents.push(Resident { shard_id, shard: Weak::new() });
+        Ok(Claim { worker: self, shard_id, kept: false })
+    }
+
+    /// Records that memory was given back.
+    fn gave_back(&self, shard_id: &ShardId, freed_bytes: u64) {
+        self.show_capacity();
+        tracing::info!(%shard_id, freed_bytes, "shard released");
+        let capacity = self.device.capacity();
+        self.record_beside_failure(&AuditEvent::VramDeallocated {
+            shard_id,
+            freed_bytes,
+            used_bytes: capacity.used_bytes,
+            available_bytes: capacity.available_bytes(),
+        });
+    }
+
+    fn strike(&self, shard_id: &ShardId) {
+        self.residents().retain(|resident| resident.shard_id != *shard_id);
+    }
+
+    fn residents(&self) -> MutexGuard<'_, Vec<Resident>> {
+        self.residents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are f64; 2^53 bytes are 8 PiB")]
+    pub(crate) fn show_capacity(&self) {
+        let capacity = self.device.capacity();
+        self.metrics.device_capacity.set(capacity.total_bytes as f64);
+        self.metrics.device_used.set(capacity.used_bytes as f64);
+    }
+}
+
+impl Home for Worker {
+    fn released(&self, shard_id: &ShardId, freed_bytes: u64) {
+        // Recorded before the id may be taken again.
+        self.gave_back(shard_id, freed_bytes);
+        self.strike(shard_id);
+    }
+
+    fn lost_records(&self) -> u64 {
+        self.trail.lost_records()
+    }
+
+    fn is_losing_records(&self) -> bool {
+        matches!(self.trail.health(), TrailHealth::Failing(_))
+    }
+}
+
+/// A shard id that nobody else can take.
+struct Claim<'a> {
+    worker: &'a Worker,
+    shard_id: ShardId,
+    kept: bool,
+}
+
+impl Claim<'_> {
+    /// From here on the shard itself keeps the id.
+    fn keep(mut self, shard: &Arc<Shard>) {
+        let mut residents = self.worker.residents();
+        if let Some(resident) = residents.iter_mut().find(|resident| resident.shard_id == self.shard_id) {
+            resident.shard = Arc::downgrade(shard);
+        }
+        self.kept = true;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.worker.strike(&self.shard_id);
+        }
+    }
+}
+
+fn check_text(what: &'static str, text: &str) -> Result<(), Error> {
+    if !(1..=MAX_TEXT).contains(&text.len()) {
+        return Err(Error::Text { what, length: text.len(), limit: MAX_TEXT });
+    }
+    match text.find(char::is_control) {
+        Some(position) => Err(Error::ControlCharacter { what, position }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,311 @@
+//! Sealing: allocate, fill, protect, check, sign, record. In that order, and nothing half-done stays.
+
+use std::sync::Arc;
+
+use super::{Recorded, VramManager, Worker, check_text};
+use crate::audit::{AuditEvent, Text};
+use crate::device::{DeviceError, Fill, Region, StagedRegion};
+use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
+use crate::error::Error;
+use crate::loader::{Loader, OrderedSha256, Progress};
+use crate::model::{ModelFile, TensorTable};
+use crate::policy::Violation;
+use crate::seal::{Signature, Statement};
+use crate::shard::{SealedShard, Shard, ShardState};
+use crate::shard_id::ShardId;
+
+/// The tensor data of a file starts on a boundary of this many bytes.
+const ALIGNMENT: u64 = 256;
+
+/// What is to be sealed, beside the bytes.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct SealRequest<'a> {
+    /// The shard's name.
+    pub shard_id: ShardId,
+    /// Which model it belongs to: 1 to 4096 bytes.
+    pub model_ref: &'a str,
+    /// Which of the model's shards it is, from 0.
+    pub shard_index: u32,
+    /// How many shards the model has.
+    pub shard_count: u32,
+    /// What the publisher says the file's hash is.
+    pub expect: Option<Expected>,
+    /// Told of bytes that arrived.
+    pub progress: Option<Progress<'a>>,
+}
+
+impl<'a> SealRequest<'a> {
+    /// A request for the only shard of a model, with nothing expected.
+    #[must_use]
+    pub const fn new(shard_id: ShardId, model_ref: &'a str) -> Self {
+        Self { shard_id, model_ref, shard_index: 0, shard_count: 1, expect: None, progress: None }
+    }
+
+    /// The same for one of several shards.
+    #[must_use]
+    pub const fn part(self, shard_index: u32, shard_count: u32) -> Self {
+        Self { shard_index, shard_count, ..self }
+    }
+
+    /// The same with an expected hash.
+    #[must_use]
+    pub const fn expecting(self, expect: Expected) -> Self {
+        Self { expect: Some(expect), ..self }
+    }
+
+    /// The same, told of progress.
+    #[must_use]
+    pub const fn reporting(self, progress: Progress<'a>) -> Self {
+        Self { progress: Some(progress), ..self }
+    }
+}
+
+/// What a shard is made of.
+struct Contents<'a> {
+    bytes: u64,
+    fill: &'a dyn Fill,
+    table: TensorTable,
+    /// Where the tensor data starts.
+    data_start: u64,
+    /// The file, where there is one.
+    file: Option<&'a ModelFile>,
+    sha256: Option<&'a OrderedSha256>,
+}
+
+impl VramManager {
+    /// Seals bytes from memory, as raw bytes without tensors.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where they do not fit, [`Error::DuplicateShard`], [`Error::Text`], [`Error::Policy`], and
+    /// [`Error::Audit`] where the policy requires records. Nothing stays resident then.
+    pub fn seal_model(&self, shard_id: ShardId, model_ref: &str, bytes: &[u8]) -> Result<SealedShard, Error> {
+        let contents = Contents {
+            bytes: bytes.len() as u64,
+            fill: &bytes,
+            table: TensorTable::empty(),
+            data_start: 0,
+            file: None,
+            sha256: None,
+        };
+        self.worker.seal(contents, &SealRequest::new(shard_id, model_ref))
+    }
+
+    /// Seals a model file: one pass from the file to the device, hashed on the way.
+    ///
+    /// # Errors
+    /// As [`VramManager::seal_model`]; also [`Error::Unexpected`] where the bytes are not those expected and
+    /// [`Error::SourceChanged`] where header, length or modification time of the file changed meanwhile. Nothing stays resident then.
+    pub fn seal_file(&self, file: &ModelFile, request: &SealRequest<'_>) -> Result<SealedShard, Error> {
+        let sha256 = match request.expect {
+            Some(Expected::Sha256(_)) => Some(OrderedSha256::default()),
+            Some(Expected::Blake3(_)) | None => None,
+        };
+        let loader = Loader { source: file.source(), progress: request.progress, sha256: sha256.as_ref() };
+        let contents = Contents {
+            bytes: file.len(),
+            fill: &loader,
+            table: file.table().clone(),
+            data_start: file.data_start(),
+            file: Some(file),
+            sha256: sha256.as_ref(),
+        };
+        self.worker.seal(contents, request)
+    }
+}
+
+impl Worker {
+    fn seal(self: &Arc<Self>, contents: Contents<'_>, request: &SealRequest<'_>) -> Result<SealedShard, Error> {
+        let span = tracing::info_span!("seal", shard_id = %request.shard_id, bytes = contents.bytes);
+        let _entered = span.enter();
+        let answer = self.try_seal(contents, request);
+        match &answer {
+            Ok(shard) => {
+                self.metrics.seals.increment(1);
+                tracing::info!(digest = %shard.digest(), residency = %shard.residency(), "sealed");
+            }
+            Err(error) => {
+                self.metrics.seal_failures.increment(1);
+                tracing::warn!(%error, "not sealed");
+            }
+        }
+        self.show_capacity();
+        answer
+    }
+
+    fn try_seal(self: &Arc<Self>, contents: Contents<'_>, request: &SealRequest<'_>) -> Result<SealedShard, Error> {
+        check_text("model reference", request.model_ref)?;
+        let (index, count) = (request.shard_index, request.shard_count);
+        if index >= count {
+            return Err(Error::Part { index, count });
+        }
+        self.admitted(self.policy.admit_device(self.device.info().kind), request.shard_id)?;
+        let claim = self.claim(request.shard_id)?;
+        let staged = self.allocate(&contents, request.shard_id)?;
+        // Whatever fails from here on, the memory goes back and that is recorded.
+        let allocated = Allocated { worker: self, shard_id: request.shard_id, bytes: contents.bytes, kept: false };
+        let (values, region) = fill(staged, &contents)?;
+        let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
+        self.check_expectation(request, digest, &contents)?;
+        self.check_source(region.as_ref(), &contents, request.shard_id)?;
+        let verdict = self.policy.admit(self.device.info().kind, region.residency(), region.protection());
+        self.admitted(verdict, request.shard_id)?;
+
+        let device = self.device.info();
+        let statement = Statement {
+            shard_id: request.shard_id,
+            worker_id: Arc::clone(&self.worker_id),
+            device_kind: device.kind,
+            device_uuid: device.uuid,
+            bytes: contents.bytes,
+            digest,
+            table_digest: Digest::from_bytes(contents.table.digest()),
+            model_ref: Arc::from(request.model_ref),
+            shard_index: request.shard_index,
+            shard_count: request.shard_count,
+            sealed_at_ns: self.trail.wall_ns(),
+            residency: region.residency(),
+            protection: region.protection(),
+        };
+        let signature = self.key.sign(&statement);
+        let lost_before = self.trail.lost_records();
+        let recorded = self.record_seal(&statement, &signature)?;
+        let shard = Shard::new(Arc::clone(self) as _, statement, signature, values, contents.table, region);
+        match recorded {
+            Recorded::Kept => shard.set_recorded_state(ShardState::Sealed, lost_before),
+            Recorded::Lost => shard.set_state(ShardState::Unverified),
+        }
+        let inner = Arc::new(shard);
+        claim.keep(&inner);
+        allocated.keep();
+        Ok(SealedShard { inner })
+    }
+
+    fn allocate(&self, contents: &Contents<'_>, shard_id: ShardId) -> Result<Box<dyn StagedRegion>, Error> {
+        let over = contents.data_start % ALIGNMENT;
+        let lead = u8::try_from(ALIGNMENT.saturating_sub(over) % ALIGNMENT).unwrap_or(0);
+        let requested_bytes = contents.bytes;
+        let staged = self.device.allocate(requested_bytes, lead);
+        let capacity = self.device.capacity();
+        let (used_bytes, available_bytes) = (capacity.used_bytes, capacity.available_bytes());
+        let shard_id = &shard_id;
+        match staged {
+            Ok(staged) => {
+                tracing::debug!(requested_bytes, used_bytes, available_bytes, "allocated");
+                self.record(&AuditEvent::VramAllocated { shard_id, requested_bytes, used_bytes, available_bytes })?;
+                Ok(staged)
+            }
+            Err(error) => {
+                let reason = Text(&error);
+                let available_bytes = match &error {
+                    DeviceError::InsufficientMemory { available_bytes, .. } => *available_bytes,
+                    _ => available_bytes,
+                };
+                let event = AuditEvent::VramAllocationFailed { shard_id, requested_bytes, available_bytes, reason };
+                self.record_beside_failure(&event);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn check_expectation(
+        &self,
+        request: &SealRequest<'_>,
+        digest: Digest,
+        contents: &Contents<'_>,
+    ) -> Result<(), Error> {
+        let (Some(expected), shard_id) = (request.expect, request.shard_id) else { return Ok(()) };
+        let actual = match contents.sha256 {
+            Some(sha256) => Expected::Sha256(sha256.finish()),
+            None => Expected::Blake3(digest),
+        };
+        if actual == expected {
+            return Ok(());
+        }
+        let error = Error::Unexpected { shard_id: Box::new(shard_id), expected, actual };
+        self.violated(shard_id, Violation::NotExpected, &error);
+        Err(error)
+    }
+
+    /// Shows that the resident header is the one that the tensor table was read from, and that the file's length and
+    /// modification time are still the same. Who sets that time back is found out only by an expected hash.
+    fn check_source(&self, region: &dyn Region, contents: &Contents<'_>, shard_id: ShardId) -> Result<(), Error> {
+        let Some(file) = contents.file else { return Ok(()) };
+        let mut header = None;
+        region.view(0..contents.data_start, &mut |bytes| header = Some(Digest::of(bytes)))?;
+        if header == Some(Digest::from_bytes(file.header_digest())) && file.is_unchanged() {
+            return Ok(());
+        }
+        let error = Error::SourceChanged { shard_id: Box::new(shard_id) };
+        self.violated(shard_id, Violation::SourceChanged, &error);
+        Err(error)
+    }
+
+    fn admitted(&self, verdict: Result<(), Violation>, shard_id: ShardId) -> Result<(), Error> {
+        tracing::debug!(admitted = verdict.is_ok(), "policy asked");
+        verdict.map_err(|violation| {
+            let error = Error::Policy { shard_id: Box::new(shard_id), violation };
+            self.violated(shard_id, violation, &error);
+            error
+        })
+    }
+
+    fn violated(&self, shard_id: ShardId, violation: Violation, error: &Error) {
+        self.metrics.policy_violations.increment(1);
+        self.record_beside_failure(&AuditEvent::PolicyViolation {
+            shard_id: &shard_id,
+            policy: violation.rule(),
+            violation: Text(error),
+            action: "refused",
+        });
+    }
+
+    fn record_seal(&self, statement: &Statement<Arc<str>>, signature: &Signature) -> Result<Recorded, Error> {
+        self.record(&AuditEvent::VramSealed {
+            shard_id: &statement.shard_id,
+            model_ref: &statement.model_ref,
+            shard_index: statement.shard_index,
+            shard_count: statement.shard_count,
+            bytes: statement.bytes,
+            digest: statement.digest,
+            table_digest: statement.table_digest,
+            residency: statement.residency,
+            protection: statement.protection,
+            seal: Text(&statement.record_hex(signature)),
+        })
+    }
+}
+
+/// Fills the region and makes it read-only.
+#[expect(clippy::type_complexity, reason = "two parts of a shard that is still to be made")]
+fn fill(
+    mut staged: Box<dyn StagedRegion>,
+    contents: &Contents<'_>,
+) -> Result<(Box<[BlockValue]>, Box<dyn Region>), Error> {
+    let blocks = usize::try_from(block_count(contents.bytes)).unwrap_or(usize::MAX);
+    let mut values = vec![BlockValue::UNKNOWN; blocks].into_boxed_slice();
+    staged.fill(contents.fill, &mut values)?;
+    Ok((values, staged.protect()?))
+}
+
+/// Memory that no shard holds yet.
+struct Allocated<'a> {
+    worker: &'a Worker,
+    shard_id: ShardId,
+    bytes: u64,
+    kept: bool,
+}
+
+impl Allocated<'_> {
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Allocated<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.worker.gave_back(&self.shard_id, self.bytes);
+        }
+    }
+}

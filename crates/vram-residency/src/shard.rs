@@ -1,0 +1,318 @@
+//! Sealed shards: cheap clones of one resident region and its seal.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::device::{DeviceInfo, Protection, Region, Residency};
+use crate::digest::{BlockValue, Digest};
+use crate::error::Error;
+use crate::model::{Tensor, TensorTable};
+use crate::seal::{Signature, Statement};
+use crate::shard_id::ShardId;
+
+/// Where a shard stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "SCREAMING-KEBAB-CASE")]
+#[non_exhaustive]
+pub enum ShardState {
+    /// Resident and immutable; not yet verified since.
+    Sealed,
+    /// The last full verification found every byte as sealed, and its record is kept.
+    Verified,
+    /// Nothing can be said: the last check could not be carried out, or its record or a later one was lost.
+    Unverified,
+    /// A check failed, and the policy only logs. The bytes are still lent out.
+    Suspect,
+    /// A check failed. The bytes are not lent out.
+    Quarantined,
+    /// Damaged blocks are being replaced.
+    Repairing,
+    /// A repair failed. The bytes are not lent out.
+    Failed,
+}
+
+impl ShardState {
+    const ALL: [Self; 7] = [
+        Self::Sealed,
+        Self::Verified,
+        Self::Unverified,
+        Self::Suspect,
+        Self::Quarantined,
+        Self::Repairing,
+        Self::Failed,
+    ];
+
+    /// Whether bytes in this state may be lent out.
+    const fn lends(self) -> bool {
+        !matches!(self, Self::Quarantined | Self::Repairing | Self::Failed)
+    }
+
+    fn of(number: u8) -> Self {
+        Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::Unverified)
+    }
+}
+
+/// A shard that is resident, immutable and signed for.
+///
+/// Clones share one region. When the last one is dropped, the memory is given back and that is recorded; no runtime
+/// is needed and nothing panics.
+#[derive(Clone)]
+pub struct SealedShard {
+    pub(crate) inner: Arc<Shard>,
+}
+
+/// Where a shard comes from and goes back to: its manager, as far as a shard needs to know it.
+pub(crate) trait Home: Send + Sync {
+    /// The last clone was dropped and its memory is gone.
+    fn released(&self, shard_id: &ShardId, freed_bytes: u64);
+
+    /// Records lost so far. Allocates nothing.
+    fn lost_records(&self) -> u64;
+
+    /// Whether records are being lost now.
+    fn is_losing_records(&self) -> bool;
+}
+
+/// The state behind the clones.
+pub(crate) struct Shard {
+    pub(crate) home: Arc<dyn Home>,
+    pub(crate) statement: Statement<Arc<str>>,
+    pub(crate) signature: Signature,
+    /// The sealed value of every block.
+    pub(crate) values: Box<[BlockValue]>,
+    pub(crate) table: TensorTable,
+    /// There until the shard is dropped.
+    pub(crate) region: Option<Box<dyn Region>>,
+    /// Held by whoever verifies or repairs: a check must not judge a block that is just being replaced.
+    checking: Mutex<()>,
+    state: AtomicU8,
+    /// Nanoseconds since 1970-01-01 UTC: the last time at which every byte was as sealed.
+    last_verified_ns: AtomicU64,
+    /// Records lost before the one that tells of this state.
+    lost_records: AtomicU64,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        home: Arc<dyn Home>,
+        statement: Statement<Arc<str>>,
+        signature: Signature,
+        values: Box<[BlockValue]>,
+        table: TensorTable,
+        region: Box<dyn Region>,
+    ) -> Self {
+        let last_verified_ns = AtomicU64::new(statement.sealed_at_ns);
+        let state = AtomicU8::new(ShardState::Sealed as u8);
+        let lost_records = AtomicU64::new(u64::MAX);
+        Self {
+            home,
+            statement,
+            signature,
+            values,
+            table,
+            region: Some(region),
+            checking: Mutex::new(()),
+            state,
+            last_verified_ns,
+            lost_records,
+        }
+    }
+
+    /// Waits until nobody else verifies or repairs the shard.
+    pub(crate) fn begin_check(&self) -> MutexGuard<'_, ()> {
+        self.checking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> ShardState {
+        ShardState::of(self.state.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_state(&self, state: ShardState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Sets a state whose record was given to the log after so many others had been lost. Any loss from then on may be
+    /// its own.
+    pub(crate) fn set_recorded_state(&self, state: ShardState, lost_before: u64) {
+        self.lost_records.store(lost_before, Ordering::Release);
+        self.set_state(state);
+    }
+
+    /// Whether records were lost since the state was set, or are being lost.
+    fn has_lost_records(&self) -> bool {
+        self.home.is_losing_records() || self.home.lost_records() != self.lost_records.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn last_verified_ns(&self) -> u64 {
+        self.last_verified_ns.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_last_verified(&self, at_ns: u64) {
+        self.last_verified_ns.store(at_ns, Ordering::Release);
+    }
+
+    /// The region, which is there as long as anybody can call this.
+    pub(crate) fn region(&self) -> Result<&dyn Region, Error> {
+        let gone = || Error::ForeignShard { shard_id: Box::new(self.statement.shard_id) };
+        self.region.as_deref().ok_or_else(gone)
+    }
+
+    /// The tensor, or the first of several, that has bytes in a block; none in a header or a raw file.
+    pub(crate) fn tensor_in(&self, bytes: Range<u64>) -> Option<&Tensor> {
+        let tensors = self.table.tensors();
+        let after = tensors.partition_point(|tensor| tensor.end <= bytes.start);
+        tensors.get(after..)?.iter().find(|tensor| tensor.start < tensor.end).filter(|tensor| tensor.start < bytes.end)
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        let freed_bytes = self.region.take().map_or(0, |region| region.bytes());
+        self.home.released(&self.statement.shard_id, freed_bytes);
+    }
+}
+
+impl SealedShard {
+    /// Its name.
+    #[must_use]
+    pub fn shard_id(&self) -> &ShardId {
+        &self.inner.statement.shard_id
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.inner.statement.bytes
+    }
+
+    /// The sealed digest: what `b3sum` prints for the file.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.inner.statement.digest
+    }
+
+    /// Which model it belongs to, as the caller called it.
+    #[must_use]
+    pub fn model_ref(&self) -> &str {
+        &self.inner.statement.model_ref
+    }
+
+    /// Which of the model's shards it is, from 0.
+    #[must_use]
+    pub fn shard_index(&self) -> u32 {
+        self.inner.statement.shard_index
+    }
+
+    /// How many shards the model has.
+    #[must_use]
+    pub fn shard_count(&self) -> u32 {
+        self.inner.statement.shard_count
+    }
+
+    /// When it was sealed: nanoseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub fn sealed_at_ns(&self) -> u64 {
+        self.inner.statement.sealed_at_ns
+    }
+
+    /// The device that holds it.
+    #[must_use]
+    pub fn device(&self) -> DeviceInfo {
+        DeviceInfo { kind: self.inner.statement.device_kind, uuid: self.inner.statement.device_uuid }
+    }
+
+    /// Where the bytes were when they were sealed.
+    #[must_use]
+    pub fn residency(&self) -> Residency {
+        self.inner.statement.residency
+    }
+
+    /// What stopped a write when they were sealed.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        self.inner.statement.protection
+    }
+
+    /// Its tensors: names, types, shapes, places. Empty for raw bytes.
+    #[must_use]
+    pub fn table(&self) -> &TensorTable {
+        &self.inner.table
+    }
+
+    /// Where it stands. [`ShardState::Unverified`] from the moment that any record is lost until the next check whose
+    /// record is kept.
+    #[must_use]
+    pub fn state(&self) -> ShardState {
+        match self.inner.state() {
+            ShardState::Sealed | ShardState::Verified if self.inner.has_lost_records() => ShardState::Unverified,
+            state => state,
+        }
+    }
+
+    /// The last time at which every byte was as sealed: nanoseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub fn last_verified_ns(&self) -> u64 {
+        self.inner.last_verified_ns()
+    }
+
+    /// The seal as a record: what others keep and present again to
+    /// [`VramManager::verify_record`](crate::VramManager::verify_record).
+    #[must_use]
+    pub fn seal_record(&self) -> Vec<u8> {
+        self.inner.statement.to_record(&self.inner.signature)
+    }
+
+    /// Lends the bytes of a tensor, in place. No repair runs meanwhile, so `look` should be short, and must not ask for a
+    /// repair itself. It may look at other tensors.
+    ///
+    /// # Errors
+    /// [`Error::Quarantined`] after a failed check, [`Error::Device`] where the processor cannot address the memory.
+    /// `None` where there is no such tensor.
+    pub fn with_tensor<T>(&self, name: &str, look: impl FnOnce(&[u8]) -> T) -> Option<Result<T, Error>> {
+        let tensor = self.inner.table.get(name)?;
+        Some(self.with_bytes(tensor.start..tensor.end, look))
+    }
+
+    /// Lends a range of the shard's bytes, in place. No repair runs meanwhile, so `look` should be short, and must
+    /// not ask for a repair itself. It may look at other ranges.
+    ///
+    /// # Errors
+    /// As [`SealedShard::with_tensor`], and [`Error::Device`] where the range is not inside the shard.
+    pub fn with_bytes<T>(&self, range: Range<u64>, look: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+        let shard = &self.inner;
+        let mut look = Some(look);
+        let mut seen = None;
+        // Asked while a repair is kept out: before that, the answer could be old.
+        shard.region()?.view(range, &mut |bytes| {
+            if shard.state().lends() {
+                seen = look.take().map(|look| look(bytes));
+            }
+        })?;
+        seen.ok_or_else(|| Error::Quarantined { shard_id: Box::new(*self.shard_id()) })
+    }
+}
+
+/// Neither bytes nor addresses.
+impl fmt::Debug for SealedShard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealedShard")
+            .field("shard_id", self.shard_id())
+            .field("bytes", &self.bytes())
+            .field("digest", &self.digest())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_survives_its_number() {
+        assert!(ShardState::ALL.into_iter().all(|state| ShardState::of(state as u8) == state));
+        assert_eq!(ShardState::of(200), ShardState::Unverified, "what cannot be is not called good");
+    }
+}

@@ -1,0 +1,187 @@
+//! One run of the program as a worker: its device, its key, its audit trail, its rules.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use audit_logging::reader::Violation;
+use audit_logging::{OpenError, Options};
+use serde::Serialize;
+use vram_residency::audit::{AuditTrail, TrailHealth};
+use vram_residency::device::{HostDevice, HostOptions, HugePages};
+use vram_residency::seal::SealKey;
+use vram_residency::{ManagerOptions, Policy, VramManager};
+
+use crate::cli::{Global, Host};
+use crate::exit::Failure;
+use crate::output::Out;
+use crate::state;
+
+/// How long the end of the program waits for the disk.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a run waits for others to leave the log, and how often it looks.
+const TURN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// The audit log of a run.
+#[derive(Debug)]
+pub(crate) struct Trail {
+    pub(crate) trail: AuditTrail,
+    pub(crate) dir: PathBuf,
+    required: bool,
+    /// Why records are being lost, as far as was already said.
+    told: Option<String>,
+    /// What was found damaged when the log was opened.
+    finding: Option<Violation>,
+}
+
+/// What a run left in its audit log.
+#[derive(Debug, Serialize)]
+pub(crate) struct AuditSummary {
+    pub(crate) dir: PathBuf,
+    /// Durable records in the log, earlier runs included; 0 where it could not be opened.
+    pub(crate) records: u64,
+    /// Records of this run that are not in the log.
+    pub(crate) lost: Option<u64>,
+    pub(crate) health: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    /// What was found damaged when the log was opened, among the records of earlier runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) finding: Option<String>,
+}
+
+impl Trail {
+    /// Opens the log. Where that fails, says so and goes on without it, unless records are required.
+    pub(crate) fn open(global: &Global, out: &Out) -> Result<Self, Failure> {
+        let dir = state::audit_dir(global)?;
+        for state::Exposed { detail, remedy } in state::exposed_directories(global) {
+            out.warn(format_args!("warning: {detail}; {remedy}"));
+        }
+        if global.audit_required {
+            return Self::open_at(&dir);
+        }
+        let mut opened = Self::new(
+            open_in_turn(&dir).unwrap_or_else(|_| AuditTrail::open_or_degraded(&dir, Options::default())),
+            &dir,
+            false,
+        );
+        if let Some(finding) = opened.finding {
+            out.warn(format_args!(
+                "warning: the audit log {} has damaged records: {finding}; this run is recorded behind them",
+                dir.display()
+            ));
+        }
+        if let TrailHealth::Failing(reason) = opened.trail.health() {
+            out.warn(format_args!(
+                "warning: nothing of this run is recorded: {reason}; \
+                 give another directory with --audit-dir, or --audit-required to stop instead"
+            ));
+            opened.told = Some(reason);
+        }
+        Ok(opened)
+    }
+
+    /// Opens the log in a directory of the caller's choice, and fails where that fails or finds damage.
+    pub(crate) fn open_at(dir: &Path) -> Result<Self, Failure> {
+        let opened = Self::new(open_in_turn(dir)?, dir, true);
+        match opened.finding {
+            None => Ok(opened),
+            Some(finding) => Err(damaged(dir, &finding)),
+        }
+    }
+
+    fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
+        let finding = trail.log_status().and_then(|status| status.recovered?.finding);
+        Self { trail, dir: dir.to_owned(), required, told: None, finding }
+    }
+
+    /// The log's own figures, where it is open.
+    pub(crate) fn log_status(&self) -> Option<audit_logging::Status> {
+        self.trail.log_status()
+    }
+
+    /// Flushes and closes the log, and says how it went.
+    pub(crate) fn close(self, out: &Out) -> Result<AuditSummary, Failure> {
+        // Asked before it is closed: a closed log loses whatever comes.
+        let health = self.trail.health();
+        let closed = self.trail.close(CLOSE_TIMEOUT);
+        let status = self.trail.log_status();
+        let lost = status.as_ref().map(|status| status.failures);
+        let reason = match (closed, health) {
+            (_, TrailHealth::Failing(reason)) => Some(reason),
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(()), _) => lost.filter(|lost| *lost > 0).map(|lost| format!("{lost} records were lost")),
+        };
+        if let Some(reason) = &reason {
+            if self.required {
+                return Err(Failure::new("audit", format!("the audit log is not complete: {reason}")));
+            }
+            if self.told.as_ref() != Some(reason) {
+                out.warn(format_args!("warning: the audit log is not complete: {reason}"));
+            }
+        }
+        let health = match (&reason, &self.finding) {
+            (Some(_), _) => "failing",
+            (None, Some(_)) => "damaged",
+            (None, None) => "good",
+        };
+        let finding = self.finding.map(|finding| finding.to_string());
+        let records = status.map_or(0, |status| status.records);
+        Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding })
+    }
+}
+
+/// Opens the log. While another run has it, waits for a while: runs are short, and each has something to record.
+fn open_in_turn(dir: &Path) -> Result<AuditTrail, OpenError> {
+    let begun = Instant::now();
+    loop {
+        match AuditTrail::open(dir) {
+            Err(OpenError::Locked { .. }) if begun.elapsed() < TURN => std::thread::sleep(AGAIN),
+            opened => return opened,
+        }
+    }
+}
+
+/// What is said where a log is not begun upon because of what earlier runs left in it.
+pub(crate) fn damaged(dir: &Path, finding: &Violation) -> Failure {
+    Failure::integrity(
+        "audit",
+        format!(
+            "the audit log {} was damaged before this run: {finding}; nothing was begun; vram audit verify tells more, \
+             and --audit-dir names another directory",
+            dir.display()
+        ),
+    )
+}
+
+/// Opens main memory as a device.
+pub(crate) fn host_device(host: &Host, huge_pages: HugePages) -> Result<HostDevice, Failure> {
+    let mut options = HostOptions::default();
+    options.capacity_bytes = host.capacity.map(|capacity| capacity.0);
+    options.threads = host.threads.map(usize::from);
+    options.huge_pages = huge_pages;
+    Ok(HostDevice::open(options)?)
+}
+
+/// Who this run is.
+pub(crate) fn worker_id(global: &Global) -> String {
+    match &global.worker_id {
+        Some(id) => id.clone(),
+        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+/// The manager of a run.
+pub(crate) fn manager(
+    worker_id: String,
+    secret: &[u8],
+    device: HostDevice,
+    trail: &Trail,
+    policy: Policy,
+) -> Result<VramManager, Failure> {
+    let key = SealKey::derive(secret, &worker_id).map_err(|error| Failure::new("key", error.to_string()))?;
+    let trail = trail.trail.clone();
+    Ok(VramManager::new(ManagerOptions { worker_id: worker_id.into(), device: Arc::new(device), key, trail, policy })?)
+}

@@ -1,0 +1,167 @@
+//! What is kept between runs: the audit log's directory and the secret of the seal key.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use vram_residency::seal::{MAX_SECRET, MIN_SECRET};
+use zeroize::Zeroizing;
+
+use crate::cli::Global;
+use crate::exit::Failure;
+
+const KEY_NAME: &str = "seal.key";
+/// How a key is made by hand.
+pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
+
+/// `$XDG_STATE_HOME/vram`, else `~/.local/state/vram`.
+fn directory(instead: &str) -> Result<PathBuf, Failure> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    base.map(|base| base.join("vram")).ok_or_else(|| {
+        let message = format!(
+            "no state directory: neither XDG_STATE_HOME nor HOME is an absolute path; set one or give {instead}"
+        );
+        Failure::new("state", message)
+    })
+}
+
+/// Where the audit log is.
+pub(crate) fn audit_dir(global: &Global) -> Result<PathBuf, Failure> {
+    match &global.audit_dir {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(directory("--audit-dir")?.join("audit")),
+    }
+}
+
+/// Where the secret is, and whether it may be made.
+pub(crate) fn key_path(global: &Global) -> Result<(PathBuf, bool), Failure> {
+    match &global.key_file {
+        Some(file) => Ok((file.clone(), false)),
+        None => Ok((directory("--key-file")?.join(KEY_NAME), true)),
+    }
+}
+
+/// The bytes that the seal key is derived from. The default file is made on first use; one that was named must exist,
+/// so that a slip of the pen does not quietly become a new key.
+pub(crate) fn secret(global: &Global) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let (path, ours) = key_path(global)?;
+    match open_key(&path) {
+        Ok(file) => read_secret(&path, &file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && ours => {
+            make_secret(&path).map_err(|error| cannot(&path, "made", &error))?;
+            let file = open_key(&path).map_err(|error| cannot(&path, "opened", &error))?;
+            read_secret(&path, &file)
+        }
+        Err(error) => Err(cannot(&path, "opened", &error)),
+    }
+}
+
+/// Opens a file that should be a key. Whatever it is instead, this does not wait for anybody.
+pub(crate) fn open_key(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+/// A directory in which others could put something else in the place of what it holds.
+#[derive(Debug)]
+pub(crate) struct Exposed {
+    pub(crate) detail: String,
+    pub(crate) remedy: String,
+}
+
+/// None where the directory is this user's alone, or not there.
+fn exposed(dir: &Path) -> Option<Exposed> {
+    let facts = std::fs::metadata(dir).ok()?;
+    let shown = dir.display();
+    if !is_trusted(facts.uid()) {
+        let detail = format!("{shown} belongs to another user (number {})", facts.uid());
+        return Some(Exposed { detail, remedy: "use a directory of your own".to_owned() });
+    }
+    let mode = facts.mode() & 0o7777;
+    (mode & 0o022 != 0).then(|| Exposed {
+        detail: format!("{shown} can be written by others (mode {mode:04o})"),
+        remedy: format!("run: chmod go-w {shown}"),
+    })
+}
+
+/// The directories that hold what is kept between runs, as far as they are exposed.
+pub(crate) fn exposed_directories(global: &Global) -> Vec<Exposed> {
+    let state = if global.key_file.is_none() || global.audit_dir.is_none() { directory("").ok() } else { None };
+    state.into_iter().chain(audit_dir(global).ok()).filter_map(|dir| exposed(&dir)).collect()
+}
+
+/// Whether a user may decide over this one's secrets: this one itself, or root.
+fn is_trusted(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
+/// Reads a secret that nobody else can read.
+pub(crate) fn read_secret(path: &Path, mut file: &File) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let metadata = file.metadata().map_err(|error| cannot(path, "examined", &error))?;
+    let refuse = |what: String| Err(Failure::new("key", format!("the seal key {} {what}", path.display())));
+    if !metadata.is_file() {
+        return refuse("is not a regular file; name a file of 32 random bytes".to_owned());
+    }
+    if !is_trusted(metadata.uid()) {
+        let owner = metadata.uid();
+        return refuse(format!("belongs to another user (number {owner}), who can read it; name a file of your own"));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        return refuse(format!("can be used by others (mode {mode:04o}); run: chmod 600 {}", path.display()));
+    }
+    // The whole buffer is there from the start, so that no copy of the secret is left behind by growing.
+    let mut secret = Zeroizing::new(vec![0; MAX_SECRET.saturating_add(1)]);
+    let mut length = 0_usize;
+    while let Some(rest) = secret.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(count) => length = length.saturating_add(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(cannot(path, "read", &error)),
+        }
+    }
+    if !(MIN_SECRET..=MAX_SECRET).contains(&length) {
+        let length = metadata.len().max(length as u64);
+        return refuse(format!(
+            "has {length} bytes and must have {MIN_SECRET} to {MAX_SECRET}; \
+             restore it from a copy, or make another with: {MAKE_KEY}"
+        ));
+    }
+    secret.truncate(length);
+    Ok(secret)
+}
+
+/// Makes the secret: complete and on disk under a name of its own first, then linked to its place. Of two first starts
+/// one wins, and both read what the winner made.
+fn make_secret(path: &Path) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut secret = Zeroizing::new([0; MIN_SECRET]);
+    let mut random = [0; 8];
+    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let draft = directory.join(format!(".{KEY_NAME}.{:016x}", u64::from_le_bytes(random)));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let linked =
+        file.write_all(&*secret).and_then(|()| file.sync_all()).and_then(|()| std::fs::hard_link(&draft, path));
+    let removed = std::fs::remove_file(&draft);
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        outcome => outcome?,
+    }
+    removed?;
+    File::open(directory)?.sync_all()
+}
+
+fn cannot(path: &Path, what: &str, error: &io::Error) -> Failure {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => format!("make it with: {MAKE_KEY}"),
+        io::ErrorKind::StorageFull => "free some space, or name another file with --key-file".to_owned(),
+        _ => "check the path and its permissions, or name another file with --key-file".to_owned(),
+    };
+    Failure::new("key", format!("the seal key {} cannot be {what}: {error}; {remedy}", path.display()))
+}

@@ -1,0 +1,210 @@
+//! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
+
+use crate::shell::{Ctx, run, run_and_read, say};
+use crate::{Args, fuzz, model, msrv, tools};
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Instant;
+
+/// One check. It returns what it has to say for itself in the closing table.
+pub struct Step {
+    pub name: &'static str,
+    pub args: &'static str,
+    pub help: &'static str,
+    /// Part of `test --quick`.
+    pub quick: bool,
+    run: fn(&Ctx, &mut Args) -> Result<String>,
+}
+
+/// Cheap ones first: a missing space must not cost ten minutes.
+pub const STEPS: &[Step] = &[
+    Step { name: "fmt", args: "", help: "formatting, of fuzz/ too", quick: true, run: fmt },
+    Step { name: "clippy", args: "", help: "lints, warnings are errors", quick: true, run: clippy },
+    Step { name: "doc", args: "", help: "documentation builds without a warning", quick: true, run: doc },
+    Step {
+        name: "msrv",
+        args: "",
+        help: "one rust-version, and no dependency wants a newer one",
+        quick: true,
+        run: msrv::step,
+    },
+    Step { name: "deny", args: "", help: "licences, bans and sources", quick: false, run: deny },
+    Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit },
+    Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
+    Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
+    Step {
+        name: "fuzz",
+        args: "[--seconds N] [TARGET]",
+        help: "each fuzz target, 60 s unless told otherwise",
+        quick: false,
+        run: fuzz::step,
+    },
+];
+
+/// `cargo xtask test [--quick] [-- ARGUMENTS OF cargo test]`.
+pub fn test(ctx: &Ctx, mut args: Args) -> Result<()> {
+    let quick = args.take_flag("--quick");
+    args.finish()?;
+    let chosen: Vec<&Step> = STEPS.iter().filter(|step| step.quick || !quick).collect();
+    run_list(ctx, &chosen, args)
+}
+
+/// Runs the steps up to the first that fails, then says what happened to each.
+pub fn run_list(ctx: &Ctx, steps: &[&Step], mut args: Args) -> Result<()> {
+    let mut table = Vec::new();
+    let mut failed = None;
+    for step in steps {
+        if failed.is_some() {
+            table.push(format!("{:<8} {:<8}", step.name, "not run"));
+            continue;
+        }
+        say(&format!("\n===== {}: {} =====", step.name, step.help));
+        let start = Instant::now();
+        let outcome = (step.run)(ctx, &mut args);
+        let seconds = start.elapsed().as_secs_f64();
+        let (word, note) = match outcome {
+            Ok(note) => ("ok", note),
+            Err(error) => {
+                failed = Some((step.name, error));
+                ("FAILED", String::new())
+            }
+        };
+        table.push(format!("{:<8} {word:<8} {seconds:>8.1}  {note}", step.name));
+    }
+    say(&format!("\n{:<8} {:<8} {:>8}", "step", "result", "seconds"));
+    for line in &table {
+        say(line.trim_end());
+    }
+    match failed {
+        None => Ok(()),
+        Some((name, error)) => Err(error.context(format!("step `{name}` failed; `cargo xtask {name}` runs it alone"))),
+    }
+}
+
+fn fmt(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    run(ctx.cargo().args(["fmt", "--all", "--check"]))?;
+    run(ctx.cargo().args(["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]))?;
+    Ok(String::new())
+}
+
+fn clippy(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    run(ctx.cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    Ok(String::new())
+}
+
+fn doc(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    run(ctx.cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok(String::new())
+}
+
+/// Advisories are left out on purpose: their database is fetched from outside the package registries, which a
+/// build without open network cannot reach, and a check that passes because it saw no data would be worse.
+fn deny(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    let deny = tools::cargo_deny(ctx)?;
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        run(ctx
+            .command(&deny)
+            .args(["--manifest-path", manifest, "--config", "deny.toml", "--locked", "check"])
+            .arg("--hide-inclusion-graph")
+            .args(["licenses", "bans", "sources"]))?;
+    }
+    Ok(String::new())
+}
+
+fn unit(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    let mut count = Count::default();
+    count.run(ctx.cargo().args(["test", "--workspace", "--all-targets"]).args(&args.pass))?;
+    count.run(ctx.cargo().args(["test", "--workspace", "--doc"]).args(&args.pass))?;
+    // With a filter, zero may be what was asked for; without one it means that nothing was tested.
+    if count.passed == 0 && args.pass.is_empty() {
+        bail!("no test was executed");
+    }
+    Ok(count.to_string())
+}
+
+/// The demo must say of itself that it found the flipped bit, repaired it and verified the log.
+fn demo(ctx: &Ctx, args: &mut Args) -> Result<String> {
+    args.finish()?;
+    let lines = run_and_read(ctx.cargo().args(["run", "--release", "-p", "vram", "--", "demo", "--json"]))?;
+    let last = lines.iter().rev().find(|line| !line.trim().is_empty()).context("the demo printed nothing")?;
+    demo_outcome(last)?;
+    Ok(String::from("detected, repaired, audit verified"))
+}
+
+fn demo_outcome(line: &str) -> Result<()> {
+    let object: serde_json::Value =
+        serde_json::from_str(line).with_context(|| format!("the demo's last line is not JSON: {line}"))?;
+    for field in ["detected", "repaired", "audit_verified"] {
+        if object.get(field) != Some(&serde_json::Value::Bool(true)) {
+            bail!("the demo's last line must say \"{field}\":true, and it is {line}");
+        }
+    }
+    Ok(())
+}
+
+/// Sums up the `test result:` lines of several runs of `cargo test`.
+#[derive(Default)]
+pub struct Count {
+    pub passed: u64,
+    ignored: u64,
+}
+
+impl Count {
+    pub fn run(&mut self, command: &mut Command) -> Result<()> {
+        for line in run_and_read(command)? {
+            self.add(&line);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        let number = |what: &str| -> u64 {
+            let part = rest.split([';', '.']).map(str::trim).find_map(|part| part.strip_suffix(what));
+            part.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+        };
+        self.passed += number(" passed");
+        self.ignored += number(" ignored");
+    }
+}
+
+impl std::fmt::Display for Count {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} tests passed", self.passed)?;
+        if self.ignored > 0 { write!(out, ", {} ignored", self.ignored) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_results_add_up() {
+        let mut count = Count::default();
+        count.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s");
+        count.add("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1s");
+        count.add("test a_test_result ... ok");
+        assert_eq!(count.to_string(), "15 tests passed, 1 ignored");
+    }
+
+    #[test]
+    fn the_demo_has_to_claim_all_three() {
+        assert!(demo_outcome(r#"{"detected":true,"repaired":true,"audit_verified":true,"bit":3}"#).is_ok());
+        assert!(demo_outcome(r#"{"detected":true,"repaired":true,"audit_verified":false}"#).is_err());
+        assert!(demo_outcome(r#"{"detected":true,"repaired":true}"#).is_err());
+        assert!(demo_outcome("done").is_err());
+    }
+
+    #[test]
+    fn step_names_are_unique() {
+        for (at, step) in STEPS.iter().enumerate() {
+            assert!(STEPS.iter().skip(at + 1).all(|other| other.name != step.name), "{}", step.name);
+        }
+    }
+}

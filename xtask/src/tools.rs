@@ -1,0 +1,111 @@
+//! The tools that steps need: reused if the pinned version is there, else installed by their ordinary clients.
+//!
+//! Everything goes below `tools` in the target directory, so nothing of the user's own is touched and deleting that
+//! folder undoes it all. Versions are pinned because a check that changes overnight is not a check.
+
+use crate::shell::{Ctx, capture, run, say};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// The versions of `model-signing` and all that it needs, so that the peer in a benchmark stays the same program.
+const MODEL_SIGNING: &str = include_str!("../model-signing.txt");
+
+struct CargoTool {
+    name: &'static str,
+    version: &'static str,
+    /// Built for a short build instead of a fast program.
+    hasty: bool,
+}
+
+pub fn cargo_deny(ctx: &Ctx) -> Result<PathBuf> {
+    CargoTool { name: "cargo-deny", version: "0.20.2", hasty: true }.get(ctx)
+}
+
+pub fn cargo_fuzz(ctx: &Ctx) -> Result<PathBuf> {
+    CargoTool { name: "cargo-fuzz", version: "0.13.2", hasty: true }.get(ctx)
+}
+
+/// Never hasty: it is what we measure ourselves against.
+pub fn b3sum(ctx: &Ctx) -> Result<PathBuf> {
+    CargoTool { name: "b3sum", version: "1.8.7", hasty: false }.get(ctx)
+}
+
+impl CargoTool {
+    fn get(&self, ctx: &Ctx) -> Result<PathBuf> {
+        let home = home(ctx);
+        let own = home.join("bin").join(self.name);
+        if self.is_pinned(&own) {
+            return Ok(own);
+        }
+        if let Some(found) = on_path(self.name).filter(|found| self.is_pinned(found)) {
+            return Ok(found);
+        }
+        let start = Instant::now();
+        let mut install = ctx.cargo();
+        install.args(["install", "--locked", "--force", &format!("{}@{}", self.name, self.version), "--root"]);
+        install.arg(&home).arg("--target-dir").arg(home.join("build"));
+        if self.hasty {
+            install.env("CARGO_PROFILE_RELEASE_LTO", "off");
+            install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+            install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+        }
+        run(&mut install).with_context(|| format!("{} {} was not installed", self.name, self.version))?;
+        if !self.is_pinned(&own) {
+            bail!("{} was installed, but does not say that it is {}", own.display(), self.version);
+        }
+        let _ = std::fs::remove_dir_all(home.join("build")); // hundreds of MiB that nobody needs again
+        say(&format!("{} {} installed in {:.0} s", self.name, self.version, start.elapsed().as_secs_f64()));
+        Ok(own)
+    }
+
+    fn is_pinned(&self, program: &Path) -> bool {
+        let said = capture(Command::new(program).arg("--version")).unwrap_or_default();
+        said.split_whitespace().nth(1) == Some(self.version)
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn home(ctx: &Ctx) -> PathBuf {
+    ctx.target.join("tools")
+}
+
+/// Python of a virtual environment that is ours alone.
+pub fn python(ctx: &Ctx) -> Result<PathBuf> {
+    let venv = home(ctx).join("venv");
+    let python = venv.join("bin/python");
+    if capture(ctx.command(&python).args(["-m", "pip", "--version"])).is_err() {
+        run(ctx.command("python3").args(["-m", "venv", "--clear"]).arg(&venv))
+            .context("this step needs Python 3 with venv and pip (Debian: packages python3 and python3-venv)")?;
+    }
+    Ok(python)
+}
+
+/// `pip` that asks nothing and says little.
+pub fn pip(ctx: &Ctx, verb: &str) -> Result<Command> {
+    let mut pip = ctx.command(python(ctx)?);
+    pip.args(["-m", "pip", verb, "--quiet", "--no-input", "--disable-pip-version-check"]);
+    Ok(pip)
+}
+
+/// The command line of PyPI's `model-signing`: the peer that `cargo xtask bench` runs beside us.
+pub fn model_signing(ctx: &Ctx) -> Result<PathBuf> {
+    let program = home(ctx).join("venv/bin/model_signing");
+    let stamp = home(ctx).join("venv/model-signing.txt");
+    if program.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|done| done == MODEL_SIGNING) {
+        return Ok(program);
+    }
+    let start = Instant::now();
+    // Without dependency resolution: the list is complete, and the package's own declaration is not (it imports
+    // OpenSSL, which it does not name, and so stopped working when one of its dependencies dropped it).
+    run(pip(ctx, "install")?.args(["--no-deps", "-r", "xtask/model-signing.txt"]))?;
+    capture(ctx.command(&program).arg("--version")).context("model-signing was installed but does not run")?;
+    std::fs::write(&stamp, MODEL_SIGNING)?;
+    say(&format!("model-signing installed in {:.0} s", start.elapsed().as_secs_f64()));
+    Ok(program)
+}

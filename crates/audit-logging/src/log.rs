@@ -130,6 +130,13 @@ impl AuditLog {
         self.handle.close(timeout)
     }
 
+    /// Whether the log takes no records at present: it is degraded or closed. Waits for nobody and allocates nothing, so
+    /// it may be asked on a hot path.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.handle.shared.is_failing()
+    }
+
     /// Where the log stands.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -196,6 +203,7 @@ impl Shared {
     fn close(&self, timeout: Duration) -> Outcome {
         let mut state = self.lock();
         state.closing = true;
+        self.show_health(&state);
         let seq = state.next_seq.saturating_sub(1);
         self.wake_writer(state);
         let state = self.lock();
@@ -219,6 +227,7 @@ impl Shared {
         let failure = Failure::WriterGone;
         state.closing = true;
         state.degraded = Some(failure);
+        self.show_health(&state);
         state.finished = Some(Outcome::Failed(failure));
         let last = state.next_seq.saturating_sub(1);
         self.note_loss(&mut state, self.settled().saturating_add(1), last, failure);

@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) failures: AtomicU64,
     pub(crate) critical_failures: AtomicU64,
     pub(crate) late: AtomicU64,
+    /// The same as [`State::takes_none`], to be asked without waiting for anybody.
+    failing: AtomicBool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) deadline: Duration,
@@ -99,6 +101,11 @@ pub(crate) struct Start {
 }
 
 impl State {
+    /// Whether the log takes no records at present.
+    fn takes_none(&self) -> bool {
+        self.degraded.is_some() || self.closing
+    }
+
     /// Appends a frame of the log itself; there is always room for it.
     pub(crate) fn push_control(&mut self, kind: Kind, leaf: &Leaf) -> u64 {
         let seq = self.next_seq;
@@ -149,6 +156,15 @@ impl State {
 }
 
 impl Shared {
+    /// Shows a change of [`State::degraded`] or [`State::closing`] to those who ask without the lock.
+    pub(crate) fn show_health(&self, state: &State) {
+        self.failing.store(state.takes_none(), SeqCst);
+    }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.load(SeqCst)
+    }
+
     pub(crate) fn new(start: Start) -> Self {
         let Start { last_seq, records, dir, recovered, capacity, max_leaf, deadline, clock, observer } = start;
         Self {
@@ -175,6 +191,7 @@ impl Shared {
             records: AtomicU64::new(records),
             segment: AtomicU64::new(0),
             spare_ready: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
             emits: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             critical_failures: AtomicU64::new(0),

@@ -366,6 +366,7 @@ impl Writer {
             }
         }
         state.degraded = Some(failure);
+        shared.show_health(&state);
         let last = self.set_gap(&mut state, failure);
         shared.note_loss(&mut state, self.anchor.last_seq.saturating_add(1), last, failure);
         state.queue.clear();
@@ -412,7 +413,9 @@ impl Writer {
         };
         match self.plant(false) {
             Ok(()) => {
-                shared.lock().degraded = None;
+                let mut state = shared.lock();
+                state.degraded = None;
+                shared.show_health(&state);
                 Ok(())
             }
             Err(fault) => {
@@ -421,6 +424,7 @@ impl Writer {
                 let mut state = shared.lock();
                 state.queue.clear();
                 state.degraded = Some(Failure::Storage(fault));
+                shared.show_health(&state);
                 self.set_gap(&mut state, failure);
                 self.retry = self.retry.saturating_mul(2).min(MAX_RETRY);
                 Err(fault)

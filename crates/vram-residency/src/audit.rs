@@ -6,12 +6,13 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
 use serde::Serialize;
 
+use crate::damage::DamageKind;
 use crate::device::{DeviceInfo, Protection, Residency};
 use crate::digest::Digest;
 use crate::metrics::AuditMetrics;
@@ -42,7 +43,8 @@ pub enum AuditEvent<'a> {
     },
     /// Every byte of a shard was found as sealed.
     SealVerified { shard_id: &'a ShardId, bytes: u64, digest: Digest, duration_ns: u64 },
-    /// It was not, or the seal itself is not ours. The bytes were right for the last time at `last_verified_ns`.
+    /// It was not, or the seal itself is not ours. The suspect window begins at `suspect_from_ns`, the last time at which
+    /// the damaged block was found as sealed, and ends with this record.
     SealVerificationFailed {
         shard_id: &'a ShardId,
         reason: Text<'a>,
@@ -51,7 +53,7 @@ pub enum AuditEvent<'a> {
         damaged_blocks: u64,
         first_block: Option<u64>,
         tensor: Option<&'a str>,
-        last_verified_ns: u64,
+        suspect_from_ns: u64,
         action: &'static str,
     },
     /// A shard's memory was given back.
@@ -66,11 +68,44 @@ pub enum AuditEvent<'a> {
         first_byte: u64,
         differing_bytes: u64,
         differing_bits: u64,
+        damage: DamageKind,
     },
     /// It was overwritten, read back and found as sealed.
     BlockRepaired { shard_id: &'a ShardId, block: u64 },
     /// It could not be repaired; the shard stays quarantined.
     RepairFailed { shard_id: &'a ShardId, block: Option<u64>, reason: Text<'a> },
+    /// What is known of a damaged block that is not repaired. Without a source nothing is known of single bytes.
+    DamageDescribed {
+        shard_id: &'a ShardId,
+        block: u64,
+        tensor: Option<&'a str>,
+        first_byte: Option<u64>,
+        differing_bytes: Option<u64>,
+        differing_bits: Option<u64>,
+        damage: DamageKind,
+    },
+    /// A block was read wrongly once, and as sealed when it was read again, twice and by two ways.
+    MismatchNotConfirmed { shard_id: &'a ShardId, block: u64 },
+    /// The continuous check began.
+    ScrubStarted { period_ns: u64, budget: Text<'a> },
+    /// It ended, or died.
+    ScrubStopped { reason: &'a str },
+    /// Every block of a shard was found as sealed, one by one, between `started_ns` and now.
+    ScrubPassed { shard_id: &'a ShardId, digest: Digest, blocks: u64, bytes: u64, started_ns: u64, duration_ns: u64 },
+    /// No check of a shard's oldest block for so long that nothing can be said about it any more.
+    VerificationLate { shard_id: &'a ShardId, oldest_age_ns: u64, period_ns: u64 },
+    /// Every block of that shard was checked in time again.
+    VerificationResumed { shard_id: &'a ShardId, oldest_age_ns: u64 },
+    /// Faults keep coming back: nothing on this device is trusted any more.
+    DeviceQuarantined { reason: Text<'a> },
+    /// A shard's seal was given up on purpose, so that its bytes may be changed.
+    ShardUnsealed { shard_id: &'a ShardId, digest: Digest, reason: &'a str },
+    /// It was sealed again, with these bytes instead of those.
+    ShardResealed { shard_id: &'a ShardId, previous: Digest, digest: Digest, reason: &'a str },
+    /// A service that keeps shards began its work.
+    ServiceStarted { version: &'a str },
+    /// It ended it in good order.
+    ServiceStopped { reason: &'a str },
     /// Somebody with access to the manager is about to damage a bit on purpose, to see that it is found.
     FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
 }
@@ -85,11 +120,23 @@ impl AuditEvent<'_> {
             | Self::RepairStarted { .. }
             | Self::BlockRepaired { .. }
             | Self::RepairFailed { .. }
+            | Self::DamageDescribed { .. }
+            | Self::VerificationLate { .. }
+            | Self::DeviceQuarantined { .. }
+            | Self::ShardUnsealed { .. }
+            | Self::ShardResealed { .. }
+            | Self::ScrubStopped { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
             Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
             | Self::VramSealed { .. }
             | Self::SealVerified { .. }
+            | Self::MismatchNotConfirmed { .. }
+            | Self::ScrubStarted { .. }
+            | Self::ScrubPassed { .. }
+            | Self::VerificationResumed { .. }
+            | Self::ServiceStarted { .. }
+            | Self::ServiceStopped { .. }
             | Self::VramDeallocated { .. } => Severity::Routine,
         }
     }
@@ -138,7 +185,11 @@ struct Inner {
     destination: Destination,
     metrics: Arc<AuditMetrics>,
     clock: Arc<dyn Clock>,
+    tap: OnceLock<Arc<Tap>>,
 }
+
+/// Is shown each record as it is emitted: its number, where it has one yet, and its JSON. Must neither block nor panic.
+pub type Tap = dyn Fn(Option<u64>, &[u8]) + Send + Sync;
 
 enum Destination {
     Log(AuditLog),
@@ -187,7 +238,7 @@ impl AuditTrail {
         Self::try_open(dir, options).unwrap_or_else(|(reason, metrics, clock)| {
             tracing::error!(dir = %dir.display(), %reason, "the audit log cannot be opened; events are being lost");
             let destination = Destination::Broken { dir: dir.to_owned(), reason };
-            Self { inner: Arc::new(Inner { destination, metrics, clock }) }
+            Self { inner: Arc::new(Inner { destination, metrics, clock, tap: OnceLock::new() }) }
         })
     }
 
@@ -196,7 +247,7 @@ impl AuditTrail {
     pub fn off() -> Self {
         let clock = Arc::new(audit_logging::SystemClock::new());
         let metrics = Arc::new(AuditMetrics::register());
-        Self { inner: Arc::new(Inner { destination: Destination::Off, metrics, clock }) }
+        Self { inner: Arc::new(Inner { destination: Destination::Off, metrics, clock, tap: OnceLock::new() }) }
     }
 
     #[expect(clippy::type_complexity, reason = "the parts of a trail that is still to be made")]
@@ -205,7 +256,10 @@ impl AuditTrail {
         let clock = Arc::clone(&options.clock);
         options.observer = Some(Arc::clone(&metrics) as _);
         match AuditLog::open(dir, options) {
-            Ok(log) => Ok(Self { inner: Arc::new(Inner { destination: Destination::Log(log), metrics, clock }) }),
+            Ok(log) => {
+                let destination = Destination::Log(log);
+                Ok(Self { inner: Arc::new(Inner { destination, metrics, clock, tap: OnceLock::new() }) })
+            }
             Err(reason) => Err((reason, metrics, clock)),
         }
     }
@@ -248,6 +302,16 @@ impl AuditTrail {
         }
     }
 
+    /// Whether records are being lost now. The same as [`AuditTrail::health`], without words: allocates nothing and waits
+    /// for nobody.
+    pub(crate) fn is_failing(&self) -> bool {
+        match &self.inner.destination {
+            Destination::Log(log) => log.is_failing(),
+            Destination::Broken { .. } => true,
+            Destination::Off => false,
+        }
+    }
+
     /// Records lost so far. Allocates nothing.
     pub(crate) fn lost_records(&self) -> u64 {
         self.inner.metrics.lost()
@@ -281,11 +345,19 @@ impl AuditTrail {
             Destination::Broken { .. } => {
                 self.inner.metrics.count_emit();
                 self.inner.metrics.count_failure(severity);
+                self.show_unkept(origin, event);
                 return Err(TrailError::NotOpen);
             }
-            Destination::Off => return Ok(()),
+            Destination::Off => {
+                self.show_unkept(origin, event);
+                return Ok(());
+            }
         };
-        let outcome = self.with_leaf(origin, event, |leaf| log.emit(severity, leaf));
+        let outcome = self.with_leaf(origin, event, |leaf| {
+            let outcome = log.emit(severity, leaf);
+            self.show(outcome.seq(), leaf);
+            outcome
+        });
         let answer = match outcome {
             Outcome::Queued { .. } | Outcome::Durable { .. } => Ok(()),
             Outcome::Late { .. } => Err(TrailError::Late),
@@ -296,6 +368,24 @@ impl AuditTrail {
             tracing::error!(%error, "an audit record was not kept in time");
         }
         answer
+    }
+
+    /// Has every record that is emitted from now on shown to `tap`, kept or not. The first tap stays.
+    pub fn tap(&self, tap: Arc<Tap>) {
+        let _ = self.inner.tap.set(tap);
+    }
+
+    fn show(&self, seq: Option<u64>, leaf: &[u8]) {
+        if let Some(tap) = self.inner.tap.get() {
+            tap(seq, leaf);
+        }
+    }
+
+    /// Shows an event that no log takes.
+    fn show_unkept(&self, origin: Origin<'_>, event: &AuditEvent<'_>) {
+        if self.inner.tap.get().is_some() {
+            self.with_leaf(origin, event, |leaf| self.show(None, leaf));
+        }
     }
 
     /// Encodes the event into this thread's buffer and lends it out.

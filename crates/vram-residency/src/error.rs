@@ -123,6 +123,44 @@ pub enum Error {
         /// Why not.
         cause: RepairFailure,
     },
+    /// Other clones of the shard are still held.
+    #[error("'{shard_id}' is still in use by others who hold it; have them release it first")]
+    InUse {
+        /// The shard.
+        shard_id: Box<ShardId>,
+    },
+    /// The bytes hold the header that the tensor table was read from.
+    #[error(
+        "'{shard_id}' can be changed from byte {data_start} on; what lies before describes the tensors: reseal from a file"
+    )]
+    Header {
+        /// The shard.
+        shard_id: Box<ShardId>,
+        /// Where the first tensor begins.
+        data_start: u64,
+    },
+    /// Faults kept coming back on the device.
+    #[error("the device is quarantined: {reason}; replace or reset it, then restart")]
+    DeviceQuarantined {
+        /// Which faults.
+        reason: Box<str>,
+    },
+    /// The shard has no source that it could be repaired from.
+    #[error("'{shard_id}' has no source to be repaired from; release it and load it again from its file")]
+    NoSource {
+        /// The shard.
+        shard_id: Box<ShardId>,
+    },
+    /// A setting of the scrubber is out of bounds.
+    #[error("the scrub {setting} is {value}; it must be {limit}")]
+    Scrub {
+        /// Which setting.
+        setting: &'static str,
+        /// What it is.
+        value: Box<str>,
+        /// What it may be.
+        limit: &'static str,
+    },
     /// The record could not be kept, and the policy makes that fatal.
     #[error("the audit log did not keep the record and the policy requires it: {0}")]
     Audit(TrailError),
@@ -167,6 +205,17 @@ pub enum VerifyFailure {
     /// A seal record with a good signature that does not describe this shard.
     #[error("the seal record is genuine and describes another shard, device or time; present this shard's own")]
     OtherShard,
+    /// A check of single blocks found one whose bytes are not as sealed.
+    #[error(
+        "block {block}{} is not as sealed; repair it from its source",
+        tensor.as_ref().map(|name| format!(" in tensor '{name}'")).unwrap_or_default()
+    )]
+    Block {
+        /// The block.
+        block: u64,
+        /// The tensor, or the first of several, that has bytes in it.
+        tensor: Option<Box<str>>,
+    },
     /// Residency or protection are worse than sealed.
     #[error("the memory is no longer as it was sealed: residency or protection was lost; seal the shard again")]
     Memory,
@@ -190,6 +239,18 @@ pub enum RepairFailure {
     ReadBack,
 }
 
+impl VerifyFailure {
+    /// The first damaged block that is known, and its tensor.
+    pub(crate) fn first_block(&self) -> Option<(u64, Option<&str>)> {
+        match self {
+            Self::Damaged { first_block: block, tensor, .. } | Self::Block { block, tensor } => {
+                Some((*block, tensor.as_deref()))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Error {
     /// Whether the same call may succeed later, when memory is free.
     #[must_use]
@@ -206,6 +267,7 @@ impl Error {
                 | Self::SourceChanged { .. }
                 | Self::SealVerificationFailed { .. }
                 | Self::Quarantined { .. }
+                | Self::DeviceQuarantined { .. }
                 | Self::RepairFailed { .. }
         )
     }

@@ -54,21 +54,26 @@
 //! nothing while nobody listens. There are no Cargo features.
 
 pub mod audit;
+mod damage;
 pub mod device;
 pub mod digest;
 mod error;
+mod freshness;
 mod loader;
 mod manager;
 pub mod metrics;
 pub mod model;
 pub mod policy;
+pub mod scrub;
 pub mod seal;
 mod shard;
 mod shard_id;
 
+pub use damage::{BlockDamage, DamageKind, Fault};
 pub use error::{Error, RepairFailure, VerifyFailure};
+pub use freshness::NotFresh;
 pub use loader::Progress;
-pub use manager::{BlockDamage, ManagerOptions, RepairReport, SealRequest, Verified, VramManager};
+pub use manager::{ManagerOptions, RepairReport, SealRequest, ServiceEvent, Unsealed, Verified, VramManager};
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};
 pub use shard_id::{MAX_SHARD_ID, ShardId, ShardIdError};

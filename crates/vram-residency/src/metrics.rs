@@ -6,9 +6,14 @@
 //! nothing while no recorder is installed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use audit_logging::{Failure, Observer, Severity};
 use metrics::{Counter, Gauge, Histogram, Unit};
+
+use crate::device::{DeviceKind, Protection, Residency};
+use crate::shard::ShardState;
+use crate::shard_id::ShardId;
 
 /// Records given to the audit log, of any severity.
 pub const AUDIT_EMITS: &str = "vram.audit.emits";
@@ -34,6 +39,48 @@ pub const VERIFY_DURATION: &str = "vram.verify.duration";
 pub const POLICY_VIOLATIONS: &str = "vram.policy_violations";
 /// Blocks repaired.
 pub const BLOCKS_REPAIRED: &str = "vram.blocks_repaired";
+/// Repairs that did not succeed.
+pub const REPAIR_FAILURES: &str = "vram.repair_failures";
+/// Bytes found as sealed by the continuous check.
+pub const SCRUB_BYTES: &str = "vram.scrub.bytes";
+/// Blocks found as sealed by the continuous check.
+pub const SCRUB_BLOCKS: &str = "vram.scrub.blocks";
+/// Rounds in which every block of a shard was found as sealed.
+pub const SCRUB_PASSES: &str = "vram.scrub.passes";
+/// Damaged blocks that the continuous check found, each confirmed by a second reading.
+pub const SCRUB_FAULTS: &str = "vram.scrub.faults";
+/// Mismatches, of any check, that a second reading did not confirm.
+pub const SCRUB_UNCONFIRMED: &str = "vram.scrub.unconfirmed";
+/// Checks of a block that could not be carried out.
+pub const SCRUB_ERRORS: &str = "vram.scrub.errors";
+/// Times that the continuous check was started again after a panic.
+pub const SCRUB_RESTARTS: &str = "vram.scrub.restarts";
+/// Time within which every block is to be checked.
+pub const SCRUB_PERIOD: &str = "vram.scrub.period";
+/// Speed of the continuous check over the last seconds.
+pub const SCRUB_THROUGHPUT: &str = "vram.scrub.throughput_bytes_per_second";
+/// Whether the continuous check is at work: 1 or 0.
+pub const SCRUB_ALIVE: &str = "vram.scrub.alive";
+/// Age of a shard's oldest block, that is, time since the last check of it. Label: shard.
+pub const SCRUB_OLDEST: &str = "vram.scrub.oldest";
+/// Shards that are watched.
+pub const SHARDS: &str = "vram.shards";
+/// Where a shard stands: 1 for its state and 0 for the others. Labels: shard, state.
+pub const SHARD_STATE: &str = "vram.shard.state";
+/// Size of a shard. Label: shard.
+pub const SHARD_SIZE: &str = "vram.shard";
+/// 1 for where a shard's memory is. Labels: shard, residency.
+pub const SHARD_RESIDENCY: &str = "vram.shard.residency";
+/// 1 for what stops a write to a shard. Labels: shard, protection.
+pub const SHARD_PROTECTION: &str = "vram.shard.protection";
+/// Records that wait for the disk.
+pub const AUDIT_QUEUE: &str = "vram.audit.queue_records";
+/// Durable records in the log.
+pub const AUDIT_RECORDS: &str = "vram.audit.records";
+/// Bytes that can still be reserved on the device. Label: device, as on the three that follow.
+pub const DEVICE_AVAILABLE: &str = "vram.device.available";
+/// Whether nothing on the device is trusted any more: 1 or 0.
+pub const DEVICE_QUARANTINED: &str = "vram.device.quarantined";
 /// Bytes that the device may hold.
 pub const DEVICE_CAPACITY: &str = "vram.device.capacity";
 /// Bytes reserved on the device.
@@ -49,23 +96,119 @@ pub(crate) struct Metrics {
     pub(crate) verify_duration: Histogram,
     pub(crate) policy_violations: Counter,
     pub(crate) blocks_repaired: Counter,
+    pub(crate) repair_failures: Counter,
+    pub(crate) scrub_unconfirmed: Counter,
     pub(crate) device_capacity: Gauge,
     pub(crate) device_used: Gauge,
+    pub(crate) device_available: Gauge,
+    pub(crate) device_quarantined: Gauge,
 }
 
 impl Metrics {
-    pub(crate) fn register() -> Self {
+    pub(crate) fn register(device: DeviceKind) -> Self {
+        let on_device = |name, unit, help| {
+            metrics::describe_gauge!(name, unit, help);
+            metrics::gauge!(name, "device" => device.as_str())
+        };
         Self {
             seals: counter(SEALS, "Shards sealed."),
             seal_failures: counter(SEAL_FAILURES, "Seals that were refused or failed."),
             verifications: counter(VERIFICATIONS, "Full verifications that found every byte as sealed."),
-            verification_failures: counter(VERIFICATION_FAILURES, "Full verifications that failed."),
+            verification_failures: counter(VERIFICATION_FAILURES, "Checks that failed, or could not be carried out."),
             verify_duration: histogram(VERIFY_DURATION, "Time of a full verification."),
             policy_violations: counter(POLICY_VIOLATIONS, "Decisions of the policy against an operation."),
             blocks_repaired: counter(BLOCKS_REPAIRED, "Blocks repaired from the source."),
-            device_capacity: gauge(DEVICE_CAPACITY, "Bytes that the device may hold."),
-            device_used: gauge(DEVICE_USED, "Bytes reserved on the device."),
+            repair_failures: counter(REPAIR_FAILURES, "Repairs that did not succeed."),
+            scrub_unconfirmed: counter(SCRUB_UNCONFIRMED, "Mismatches that a second reading did not confirm."),
+            device_capacity: on_device(DEVICE_CAPACITY, Unit::Bytes, "Bytes that the device may hold."),
+            device_used: on_device(DEVICE_USED, Unit::Bytes, "Bytes reserved on the device."),
+            device_available: on_device(DEVICE_AVAILABLE, Unit::Bytes, "Bytes that can still be reserved."),
+            device_quarantined: on_device(
+                DEVICE_QUARANTINED,
+                Unit::Count,
+                "1 where the device is not trusted any more.",
+            ),
         }
+    }
+}
+
+/// Handles of the scrubber's metrics.
+#[derive(Debug)]
+pub(crate) struct ScrubMetrics {
+    pub(crate) bytes: Counter,
+    pub(crate) blocks: Counter,
+    pub(crate) passes: Counter,
+    pub(crate) faults: Counter,
+    pub(crate) errors: Counter,
+    pub(crate) restarts: Counter,
+    pub(crate) period: Gauge,
+    pub(crate) throughput: Gauge,
+    pub(crate) alive: Gauge,
+    pub(crate) shards: Gauge,
+    pub(crate) audit_queue: Gauge,
+    pub(crate) audit_records: Gauge,
+}
+
+impl ScrubMetrics {
+    pub(crate) fn register() -> Self {
+        describe_shards();
+        Self {
+            bytes: counter_of(SCRUB_BYTES, Unit::Bytes, "Bytes found as sealed by the continuous check."),
+            blocks: counter(SCRUB_BLOCKS, "Blocks found as sealed by the continuous check."),
+            passes: counter(SCRUB_PASSES, "Rounds in which every block of a shard was found as sealed."),
+            faults: counter(SCRUB_FAULTS, "Damaged blocks that the continuous check found."),
+            errors: counter(SCRUB_ERRORS, "Checks of a block that could not be carried out."),
+            restarts: counter(SCRUB_RESTARTS, "Starts of the continuous check after a panic."),
+            period: gauge_of(SCRUB_PERIOD, Unit::Seconds, "Time within which every block is to be checked."),
+            throughput: gauge_of(SCRUB_THROUGHPUT, Unit::Count, "Speed of the continuous check."),
+            alive: gauge_of(SCRUB_ALIVE, Unit::Count, "1 while the continuous check is at work."),
+            shards: gauge_of(SHARDS, Unit::Count, "Shards that are watched."),
+            audit_queue: gauge_of(AUDIT_QUEUE, Unit::Count, "Records that wait for the disk."),
+            audit_records: gauge_of(AUDIT_RECORDS, Unit::Count, "Durable records in the log."),
+        }
+    }
+}
+
+fn describe_shards() {
+    metrics::describe_gauge!(SCRUB_OLDEST, Unit::Seconds, "Time since the last check of a shard's oldest block.");
+    metrics::describe_gauge!(SHARD_STATE, Unit::Count, "1 for the state that a shard is in.");
+    metrics::describe_gauge!(SHARD_SIZE, Unit::Bytes, "Size of a shard.");
+    metrics::describe_gauge!(SHARD_RESIDENCY, Unit::Count, "1 for where a shard's memory is.");
+    metrics::describe_gauge!(SHARD_PROTECTION, Unit::Count, "1 for what stops a write to a shard.");
+}
+
+/// Handles of one shard's metrics.
+#[derive(Debug)]
+pub(crate) struct ShardMetrics {
+    oldest: Gauge,
+    bytes: Gauge,
+    states: [(ShardState, Gauge); ShardState::ALL.len()],
+    residency: Gauge,
+    protection: Gauge,
+}
+
+impl ShardMetrics {
+    pub(crate) fn register(shard_id: &ShardId, residency: Residency, protection: Protection) -> Self {
+        let shard = || shard_id.as_str().to_owned();
+        Self {
+            oldest: metrics::gauge!(SCRUB_OLDEST, "shard" => shard()),
+            bytes: metrics::gauge!(SHARD_SIZE, "shard" => shard()),
+            states: ShardState::ALL
+                .map(|state| (state, metrics::gauge!(SHARD_STATE, "shard" => shard(), "state" => state.as_str()))),
+            residency: metrics::gauge!(SHARD_RESIDENCY, "shard" => shard(), "residency" => residency.as_str()),
+            protection: metrics::gauge!(SHARD_PROTECTION, "shard" => shard(), "protection" => protection.as_str()),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are f64; 2^53 bytes are 8 PiB")]
+    pub(crate) fn show(&self, state: ShardState, bytes: u64, oldest: Duration) {
+        self.oldest.set(oldest.as_secs_f64());
+        self.bytes.set(bytes as f64);
+        for (known, gauge) in &self.states {
+            gauge.set(if *known == state { 1.0 } else { 0.0 });
+        }
+        self.residency.set(1.0);
+        self.protection.set(1.0);
     }
 }
 
@@ -127,18 +270,22 @@ impl Observer for AuditMetrics {
         self.late.increment(1);
     }
 
-    fn durable_after(&self, latency: std::time::Duration) {
+    fn durable_after(&self, latency: Duration) {
         self.durable.record(latency);
     }
 }
 
 fn counter(name: &'static str, help: &'static str) -> Counter {
-    metrics::describe_counter!(name, Unit::Count, help);
+    counter_of(name, Unit::Count, help)
+}
+
+fn counter_of(name: &'static str, unit: Unit, help: &'static str) -> Counter {
+    metrics::describe_counter!(name, unit, help);
     metrics::counter!(name)
 }
 
-fn gauge(name: &'static str, help: &'static str) -> Gauge {
-    metrics::describe_gauge!(name, Unit::Bytes, help);
+fn gauge_of(name: &'static str, unit: Unit, help: &'static str) -> Gauge {
+    metrics::describe_gauge!(name, unit, help);
     metrics::gauge!(name)
 }
 

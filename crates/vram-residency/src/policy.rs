@@ -24,8 +24,55 @@ pub enum OnFailure {
     /// The shard is quarantined: its bytes are no longer lent out until it is repaired.
     #[default]
     FailClosed,
+    /// As fail-closed; and the [scrubber](crate::scrub) replaces the damaged blocks at once, where it has a source.
+    Repair,
     /// The failure is recorded and returned, and the shard stays in use as a suspect. For evaluation only.
     Log,
+    /// As fail-closed; and the service that keeps the shards is asked to end, so that whatever runs it can decide.
+    StopWorker,
+}
+
+impl OnFailure {
+    const ALL: [Self; 4] = [Self::FailClosed, Self::Repair, Self::Log, Self::StopWorker];
+
+    /// The name as configuration and records spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FailClosed => "fail-closed",
+            Self::Repair => "repair",
+            Self::Log => "log",
+            Self::StopWorker => "stop-worker",
+        }
+    }
+
+    /// What happens to the shard, as records spell it.
+    pub(crate) const fn action(self) -> &'static str {
+        match self {
+            Self::FailClosed | Self::Repair => "quarantined",
+            Self::Log => "logged",
+            Self::StopWorker => "quarantined, worker asked to stop",
+        }
+    }
+}
+
+impl fmt::Display for OnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text names no behaviour on failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a failed check is answered by fail-closed, repair, log or stop-worker; write one of these")]
+pub struct UnknownOnFailure;
+
+impl std::str::FromStr for OnFailure {
+    type Err = UnknownOnFailure;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|known| known.as_str() == text).ok_or(UnknownOnFailure)
+    }
 }
 
 /// A manager's rules.

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
+use crate::damage::{Fault, Known};
 use crate::device::{DeviceInfo, Protection, Region, Residency};
 use crate::digest::{BlockValue, Digest};
 use crate::error::Error;
+use crate::freshness::{Freshness, NotFresh};
 use crate::model::{Tensor, TensorTable};
 use crate::seal::{Signature, Statement};
 use crate::shard_id::ShardId;
@@ -19,11 +22,12 @@ use crate::shard_id::ShardId;
 pub enum ShardState {
     /// Resident and immutable; not yet verified since.
     Sealed,
-    /// The last full verification found every byte as sealed, and its record is kept.
+    /// The last full verification, or the last round of the scrub, found every byte as sealed, and its record is kept.
     Verified,
-    /// Nothing can be said: the last check could not be carried out, or its record or a later one was lost.
+    /// Nothing can be said: the last check is too long ago or could not be carried out, or its record or a later one was
+    /// lost.
     Unverified,
-    /// A check failed, and the policy only logs. The bytes are still lent out.
+    /// A check failed. It is being confirmed, or the policy only logs: only then are the bytes still lent out.
     Suspect,
     /// A check failed. The bytes are not lent out.
     Quarantined,
@@ -34,7 +38,8 @@ pub enum ShardState {
 }
 
 impl ShardState {
-    const ALL: [Self; 7] = [
+    /// Every state, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
         Self::Sealed,
         Self::Verified,
         Self::Unverified,
@@ -44,9 +49,29 @@ impl ShardState {
         Self::Failed,
     ];
 
-    /// Whether bytes in this state may be lent out.
-    const fn lends(self) -> bool {
-        !matches!(self, Self::Quarantined | Self::Repairing | Self::Failed)
+    /// The name as reports and metrics spell it, in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sealed => "sealed",
+            Self::Verified => "verified",
+            Self::Unverified => "unverified",
+            Self::Suspect => "suspect",
+            Self::Quarantined => "quarantined",
+            Self::Repairing => "repairing",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether a check has failed and was not made good.
+    #[must_use]
+    pub const fn is_damaged(self) -> bool {
+        matches!(self, Self::Suspect | Self::Quarantined | Self::Repairing | Self::Failed)
+    }
+
+    /// Whether nobody may check it: it is known to be damaged, and only a repair changes that.
+    pub(crate) const fn is_out(self) -> bool {
+        matches!(self, Self::Quarantined | Self::Repairing | Self::Failed)
     }
 
     fn of(number: u8) -> Self {
@@ -71,8 +96,17 @@ pub(crate) trait Home: Send + Sync {
     /// Records lost so far. Allocates nothing.
     fn lost_records(&self) -> u64;
 
-    /// Whether records are being lost now.
+    /// Whether records are being lost now. Waits for nobody.
     fn is_losing_records(&self) -> bool;
+
+    /// Nanoseconds on the monotonic clock.
+    fn now_ns(&self) -> u64;
+
+    /// Whether nothing on the device is trusted any more.
+    fn is_quarantined(&self) -> bool;
+
+    /// Whether suspects stay in use.
+    fn lends_suspects(&self) -> bool;
 }
 
 /// The state behind the clones.
@@ -92,6 +126,10 @@ pub(crate) struct Shard {
     last_verified_ns: AtomicU64,
     /// Records lost before the one that tells of this state.
     lost_records: AtomicU64,
+    pub(crate) freshness: Freshness,
+    last_fault: Mutex<Option<Box<Fault>>>,
+    /// Blocks that were damaged on purpose and not found yet.
+    drilled: Mutex<Vec<u64>>,
 }
 
 impl Shard {
@@ -102,6 +140,7 @@ impl Shard {
         values: Box<[BlockValue]>,
         table: TensorTable,
         region: Box<dyn Region>,
+        hashed_ns: u64,
     ) -> Self {
         let last_verified_ns = AtomicU64::new(statement.sealed_at_ns);
         let state = AtomicU8::new(ShardState::Sealed as u8);
@@ -117,6 +156,9 @@ impl Shard {
             state,
             last_verified_ns,
             lost_records,
+            freshness: Freshness::new(hashed_ns),
+            last_fault: Mutex::new(None),
+            drilled: Mutex::new(Vec::new()),
         }
     }
 
@@ -125,8 +167,68 @@ impl Shard {
         self.checking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same, where nobody does at present.
+    pub(crate) fn try_begin_check(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.checking.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     pub(crate) fn state(&self) -> ShardState {
+        if self.home.is_quarantined() {
+            return ShardState::Quarantined;
+        }
         ShardState::of(self.state.load(Ordering::Acquire))
+    }
+
+    /// Where it stands, as far as can be said now.
+    pub(crate) fn stands(&self) -> ShardState {
+        match self.state() {
+            ShardState::Sealed | ShardState::Verified
+                if self.has_lost_records() || self.freshness.is_late(|| self.home.now_ns()) =>
+            {
+                ShardState::Unverified
+            }
+            state => state,
+        }
+    }
+
+    /// Whether its bytes may be lent out.
+    fn lends(&self) -> bool {
+        match self.state() {
+            ShardState::Suspect => self.home.lends_suspects(),
+            state => !state.is_out(),
+        }
+    }
+
+    /// The values of its blocks, to recognise bytes by.
+    pub(crate) fn known(&self) -> Known<'_> {
+        Known { region_bytes: self.statement.bytes, values: &self.values }
+    }
+
+    /// A block is damaged on purpose.
+    pub(crate) fn note_drill(&self, block: u64) {
+        self.drilled.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+    }
+
+    /// Whether a block was damaged on purpose since this was last asked.
+    pub(crate) fn was_drilled(&self, block: u64) -> bool {
+        let mut drilled = self.drilled.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = drilled.len();
+        drilled.retain(|known| *known != block);
+        drilled.len() != before
+    }
+
+    pub(crate) fn set_fault(&self, fault: Fault) {
+        *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(fault));
+    }
+
+    pub(crate) fn change_fault(&self, change: impl FnOnce(&mut Fault)) {
+        if let Some(fault) = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            change(fault);
+        }
     }
 
     pub(crate) fn set_state(&self, state: ShardState) {
@@ -159,6 +261,11 @@ impl Shard {
         self.region.as_deref().ok_or_else(gone)
     }
 
+    /// What the seal says of a block.
+    pub(crate) fn sealed_value(&self, block: u64) -> Option<BlockValue> {
+        usize::try_from(block).ok().and_then(|block| self.values.get(block)).copied()
+    }
+
     /// The tensor, or the first of several, that has bytes in a block; none in a header or a raw file.
     pub(crate) fn tensor_in(&self, bytes: Range<u64>) -> Option<&Tensor> {
         let tensors = self.table.tensors();
@@ -169,8 +276,12 @@ impl Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        let freed_bytes = self.region.take().map_or(0, |region| region.bytes());
-        self.home.released(&self.statement.shard_id, freed_bytes);
+        // Gone already where the shard was unsealed: its memory lives on.
+        if let Some(region) = self.region.take() {
+            let freed_bytes = region.bytes();
+            drop(region);
+            self.home.released(&self.statement.shard_id, freed_bytes);
+        }
     }
 }
 
@@ -242,13 +353,46 @@ impl SealedShard {
     }
 
     /// Where it stands. [`ShardState::Unverified`] from the moment that any record is lost until the next check whose
-    /// record is kept.
+    /// record is kept, and while a watched shard's oldest block waits for longer than two periods.
     #[must_use]
     pub fn state(&self) -> ShardState {
-        match self.inner.state() {
-            ShardState::Sealed | ShardState::Verified if self.inner.has_lost_records() => ShardState::Unverified,
+        self.inner.stands()
+    }
+
+    /// Whether every block was found as sealed within `max_age`, that is on record, and nothing speaks against it. For
+    /// hot paths: takes no lock, touches no heap.
+    ///
+    /// # Errors
+    /// [`NotFresh`] says what is wrong; work on the shard should then be refused.
+    pub fn ensure_fresh(&self, max_age: Duration) -> Result<(), NotFresh> {
+        let shard = &*self.inner;
+        let state = match shard.state() {
+            ShardState::Sealed | ShardState::Verified if shard.has_lost_records() => ShardState::Unverified,
             state => state,
+        };
+        if !matches!(state, ShardState::Sealed | ShardState::Verified) {
+            return Err(NotFresh::State { state });
         }
+        let age = self.oldest_age();
+        if age > max_age { Err(NotFresh::Stale { age, max_age }) } else { Ok(()) }
+    }
+
+    /// Time since the last check of the block that was not checked for longest.
+    #[must_use]
+    pub fn oldest_age(&self) -> Duration {
+        self.inner.freshness.oldest_age(self.inner.home.now_ns())
+    }
+
+    /// Time since the last check of each block, in order; empty while no [scrubber](crate::scrub) watches the shard.
+    #[must_use]
+    pub fn block_ages(&self) -> Vec<Duration> {
+        self.inner.freshness.ages(self.inner.home.now_ns())
+    }
+
+    /// The last fault that was found and confirmed.
+    #[must_use]
+    pub fn last_fault(&self) -> Option<Fault> {
+        self.inner.last_fault.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
     }
 
     /// The last time at which every byte was as sealed: nanoseconds since 1970-01-01 UTC.
@@ -286,7 +430,7 @@ impl SealedShard {
         let mut seen = None;
         // Asked while a repair is kept out: before that, the answer could be old.
         shard.region()?.view(range, &mut |bytes| {
-            if shard.state().lends() {
+            if shard.lends() {
                 seen = look.take().map(|look| look(bytes));
             }
         })?;

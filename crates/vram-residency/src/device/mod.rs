@@ -191,6 +191,14 @@ pub enum DeviceError {
         /// What the source answered.
         source: io::Error,
     },
+    /// Two ways of reading one block disagree, time and again.
+    #[error("{device} gives two answers about block {block}; restart, and replace the device if it happens again")]
+    Inconsistent {
+        /// The device that was asked.
+        device: DeviceKind,
+        /// The block.
+        block: u64,
+    },
     /// A thread that worked on the region panicked, in code of the caller's.
     #[error("a thread failed while it worked on a region, which is not used further; report this defect")]
     WorkerPanicked,

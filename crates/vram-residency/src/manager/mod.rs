@@ -1,23 +1,27 @@
 //! The front door: seal, verify, repair, release, list.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::audit::{AuditEvent, AuditTrail, Origin, TrailError, TrailHealth};
+use crate::audit::{AuditEvent, AuditTrail, Origin, Text, TrailError, TrailHealth};
 use crate::device::{Capacity, Device, DeviceInfo};
 use crate::error::Error;
+use crate::freshness::nanoseconds;
 use crate::metrics::Metrics;
-use crate::policy::Policy;
+use crate::policy::{OnFailure, Policy};
 use crate::seal::{MAX_TEXT, SealKey};
 use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
+mod past;
 mod repair;
 mod sealing;
+mod unseal;
 mod verify;
 
-pub use repair::{BlockDamage, RepairReport};
+pub use repair::RepairReport;
 pub use sealing::SealRequest;
+pub use unseal::Unsealed;
 pub use verify::Verified;
 
 /// How long an operation whose record is required waits for the disk.
@@ -28,7 +32,7 @@ const REQUIRED_FLUSH: Duration = Duration::from_secs(10);
 /// Dropping the last clone, and the last of its shards, flushes and closes the audit log.
 #[derive(Clone)]
 pub struct VramManager {
-    worker: Arc<Worker>,
+    pub(crate) worker: Arc<Worker>,
 }
 
 /// How a manager is set up.
@@ -55,7 +59,24 @@ pub(crate) struct Worker {
     pub(crate) policy: Policy,
     pub(crate) metrics: Metrics,
     residents: Mutex<Vec<Resident>>,
+    past: Mutex<past::Past>,
+    quarantined: OnceLock<Box<str>>,
     pub(crate) trail: AuditTrail,
+}
+
+/// What a service that keeps shards may have recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceEvent<'a> {
+    /// It begins its work.
+    Started {
+        /// The software's version.
+        version: &'a str,
+    },
+    /// It ends in good order.
+    Stopped {
+        /// Why.
+        reason: &'a str,
+    },
 }
 
 /// What became of a record that the policy does not require.
@@ -83,8 +104,17 @@ impl VramManager {
             return Err(Error::Audit(TrailError::NotOpen));
         }
         let ManagerOptions { worker_id, device, key, trail, policy } = options;
-        let worker =
-            Worker { worker_id, device, key, policy, metrics: Metrics::register(), residents: Mutex::default(), trail };
+        let worker = Worker {
+            worker_id,
+            key,
+            policy,
+            metrics: Metrics::register(device.info().kind),
+            device,
+            residents: Mutex::default(),
+            past: Mutex::default(),
+            quarantined: OnceLock::new(),
+            trail,
+        };
         worker.show_capacity();
         tracing::info!(worker_id = %worker.worker_id, device = %worker.device.info().kind, "manager ready");
         Ok(Self { worker: Arc::new(worker) })
@@ -108,6 +138,30 @@ impl VramManager {
         self.worker.device.capacity()
     }
 
+    /// The rules.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.worker.policy
+    }
+
+    /// Why nothing on the device is trusted any more, where that is so.
+    #[must_use]
+    pub fn device_quarantined(&self) -> Option<&str> {
+        self.worker.quarantine_reason()
+    }
+
+    /// Records what a service that keeps shards does.
+    ///
+    /// # Errors
+    /// [`Error::Audit`] where the policy requires the record and it is not kept.
+    pub fn record_service(&self, event: ServiceEvent<'_>) -> Result<(), Error> {
+        let event = match event {
+            ServiceEvent::Started { version } => AuditEvent::ServiceStarted { version },
+            ServiceEvent::Stopped { reason } => AuditEvent::ServiceStopped { reason },
+        };
+        self.worker.record(&event).map(|_| ())
+    }
+
     /// Where events go.
     #[must_use]
     pub fn trail(&self) -> &AuditTrail {
@@ -117,8 +171,7 @@ impl VramManager {
     /// The resident shards, in the order in which they were sealed.
     #[must_use]
     pub fn list(&self) -> Vec<SealedShard> {
-        let residents = self.worker.residents();
-        residents.iter().filter_map(|resident| resident.shard.upgrade()).map(|inner| SealedShard { inner }).collect()
+        self.worker.resident_shards().into_iter().map(|inner| SealedShard { inner }).collect()
     }
 
     /// Gives up this clone of a shard. The memory is given back, and that recorded, when it was the last.
@@ -128,11 +181,7 @@ impl VramManager {
 
     /// Refuses shards of other managers.
     fn own(&self, shard: &SealedShard) -> Result<(), Error> {
-        if std::ptr::addr_eq(Arc::as_ptr(&self.worker), Arc::as_ptr(&shard.inner.home)) {
-            Ok(())
-        } else {
-            Err(Error::ForeignShard { shard_id: Box::new(*shard.shard_id()) })
-        }
+        self.worker.is_own(shard)
     }
 }
 
@@ -202,6 +251,54 @@ impl Worker {
         });
     }
 
+    /// Nothing on the device is trusted from now on: what is resident is quarantined and nothing more is sealed. Only a
+    /// new manager, which proves everything anew, changes that.
+    pub(crate) fn quarantine_device(&self, reason: &str) {
+        if self.quarantined.set(reason.into()).is_err() {
+            return;
+        }
+        tracing::error!(reason, "device quarantined");
+        self.record_beside_failure(&AuditEvent::DeviceQuarantined { reason: Text(&reason) });
+    }
+
+    pub(crate) fn quarantine_reason(&self) -> Option<&str> {
+        self.quarantined.get().map(AsRef::as_ref)
+    }
+
+    /// Refuses shards of other managers.
+    pub(crate) fn is_own(self: &Arc<Self>, shard: &SealedShard) -> Result<(), Error> {
+        if std::ptr::addr_eq(Arc::as_ptr(self), Arc::as_ptr(&shard.inner.home)) {
+            Ok(())
+        } else {
+            Err(Error::ForeignShard { shard_id: Box::new(*shard.shard_id()) })
+        }
+    }
+
+    /// Refuses where the device is quarantined.
+    pub(crate) fn device_is_trusted(&self) -> Result<(), Error> {
+        match self.quarantined.get() {
+            Some(reason) => Err(Error::DeviceQuarantined { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The shards that are resident, however they stand.
+    pub(crate) fn resident_shards(&self) -> Vec<Arc<Shard>> {
+        self.residents().iter().filter_map(|resident| resident.shard.upgrade()).collect()
+    }
+
+    /// A shard that was sealed again takes the place of the one that it was.
+    fn hold(&self, shard: &Arc<Shard>) {
+        let id = shard.statement.shard_id;
+        if let Some(resident) = self.residents().iter_mut().find(|resident| resident.shard_id == id) {
+            resident.shard = Arc::downgrade(shard);
+        }
+    }
+
+    fn past(&self) -> MutexGuard<'_, past::Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn strike(&self, shard_id: &ShardId) {
         self.residents().retain(|resident| resident.shard_id != *shard_id);
     }
@@ -215,6 +312,8 @@ impl Worker {
         let capacity = self.device.capacity();
         self.metrics.device_capacity.set(capacity.total_bytes as f64);
         self.metrics.device_used.set(capacity.used_bytes as f64);
+        self.metrics.device_available.set(capacity.available_bytes() as f64);
+        self.metrics.device_quarantined.set(if self.quarantined.get().is_some() { 1.0 } else { 0.0 });
     }
 }
 
@@ -230,7 +329,19 @@ impl Home for Worker {
     }
 
     fn is_losing_records(&self) -> bool {
-        matches!(self.trail.health(), TrailHealth::Failing(_))
+        self.trail.is_failing()
+    }
+
+    fn now_ns(&self) -> u64 {
+        nanoseconds(self.trail.monotonic())
+    }
+
+    fn is_quarantined(&self) -> bool {
+        self.quarantined.get().is_some()
+    }
+
+    fn lends_suspects(&self) -> bool {
+        self.policy.on_failure == OnFailure::Log
     }
 }
 
@@ -244,10 +355,7 @@ struct Claim<'a> {
 impl Claim<'_> {
     /// From here on the shard itself keeps the id.
     fn keep(mut self, shard: &Arc<Shard>) {
-        let mut residents = self.worker.residents();
-        if let Some(resident) = residents.iter_mut().find(|resident| resident.shard_id == self.shard_id) {
-            resident.shard = Arc::downgrade(shard);
-        }
+        self.worker.hold(shard);
         self.kept = true;
     }
 }

@@ -4,28 +4,12 @@ use std::fmt::Display;
 
 use super::{VramManager, Worker, verify};
 use crate::audit::{AuditEvent, Text};
-use crate::digest::{BlockValue, block_range, block_value};
+use crate::damage::{BlockDamage, DamageKind, Difference, kind_alone, search_budget};
+use crate::device::DeviceError;
+use crate::digest::{BLOCK_BYTES, BlockValue, block_range, block_value};
 use crate::error::{Error, RepairFailure};
 use crate::model::{Source, read_exact_at};
 use crate::shard::{SealedShard, Shard, ShardState};
-
-/// How one resident block differs from its source.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[non_exhaustive]
-pub struct BlockDamage {
-    /// The block's number, from 0.
-    pub block: u64,
-    /// The tensor that the first differing byte belongs to; none in a header or a raw file.
-    pub tensor: Option<Box<str>>,
-    /// The first differing byte, counted from the start of the shard.
-    pub first_byte: u64,
-    /// The lowest differing bit in that byte, 0 to 7.
-    pub first_bit: u8,
-    /// Bytes that differ.
-    pub differing_bytes: u64,
-    /// Bits that differ.
-    pub differing_bits: u64,
-}
 
 /// What a repair did.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -46,28 +30,8 @@ impl VramManager {
     /// [`VramManager::verify_sealed`], which runs at the end.
     pub fn repair(&self, shard: &SealedShard, source: &dyn Source) -> Result<RepairReport, Error> {
         self.own(shard)?;
-        let worker = &self.worker;
-        let shard = &*shard.inner;
-        let shard_id = shard.statement.shard_id;
-        let span = tracing::info_span!("repair", %shard_id);
-        let _entered = span.enter();
-        let _alone = shard.begin_check();
-        // Whatever ends this early, a panicking source included, leaves the shard failed.
-        let unfinished = Unfinished { shard, finished: false };
-        worker.examine_seal(shard).map_err(|cause| {
-            worker.record_repair_failure(shard, None, &cause);
-            Error::SealVerificationFailed { shard_id: Box::new(shard_id), cause }
-        })?;
-        let mut damaged = Vec::new();
-        verify::find_damage(shard, &mut |block, _actual| damaged.push(block))
-            .inspect_err(|error| worker.record_repair_failure(shard, None, error))?;
-        if !damaged.is_empty() {
-            shard.set_state(ShardState::Repairing);
-        }
-        let repaired = worker.repair_blocks(shard, source, damaged)?;
-        unfinished.finish();
-        worker.check(shard)?;
-        Ok(RepairReport { repaired })
+        let _alone = shard.inner.begin_check();
+        self.worker.repair(&shard.inner, source)
     }
 
     /// Damages one bit of a shard's resident bytes on purpose, to see that it is found. The record of it is written
@@ -91,6 +55,7 @@ impl VramManager {
         })?;
         tracing::warn!(shard_id = %shard.shard_id(), byte, bit, "damaging a bit on purpose");
         self.worker.record_first(&AuditEvent::FaultInjected { shard_id: shard.shard_id(), byte, bit })?;
+        shard.inner.note_drill(byte / BLOCK_BYTES);
         region.rewrite(byte, &value)?;
         Ok(())
     }
@@ -98,6 +63,7 @@ impl VramManager {
 
 /// A repair that has not come to its end.
 struct Unfinished<'a> {
+    worker: &'a Worker,
     shard: &'a Shard,
     finished: bool,
 }
@@ -112,11 +78,133 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.finished {
             self.shard.set_state(ShardState::Failed);
+            self.shard.change_fault(|fault| fault.outcome = "repair failed");
+            self.worker.metrics.repair_failures.increment(1);
         }
     }
 }
 
 impl Worker {
+    /// Repairs a shard. The caller has begun a check.
+    pub(crate) fn repair(&self, shard: &Shard, source: &dyn Source) -> Result<RepairReport, Error> {
+        self.device_is_trusted()?;
+        let shard_id = shard.statement.shard_id;
+        let span = tracing::info_span!("repair", %shard_id);
+        let _entered = span.enter();
+        // Whatever ends this early, a panicking source included, leaves the shard failed.
+        let unfinished = Unfinished { worker: self, shard, finished: false };
+        self.examine_seal(shard).map_err(|cause| {
+            self.record_repair_failure(shard, None, &cause);
+            Error::SealVerificationFailed { shard_id: Box::new(shard_id), cause }
+        })?;
+        let mut damaged = Vec::new();
+        verify::find_damage(shard, &mut |block, _actual| damaged.push(block))
+            .inspect_err(|error| self.record_repair_failure(shard, None, error))?;
+        if !damaged.is_empty() {
+            shard.set_state(ShardState::Repairing);
+        }
+        let repaired = self.repair_blocks(shard, source, damaged)?;
+        unfinished.finish();
+        self.check(shard)?;
+        shard.change_fault(|fault| {
+            fault.outcome = "repaired";
+            if let Some(damage) = repaired.iter().find(|damage| damage.block == fault.block) {
+                fault.first_byte = Some(damage.first_byte);
+                fault.differing_bytes = Some(damage.differing_bytes);
+                fault.differing_bits = Some(damage.differing_bits);
+                fault.kind = damage.kind;
+                fault.tensor = damage.tensor.clone();
+            }
+        });
+        Ok(RepairReport { repaired })
+    }
+
+    /// Says what can be said about a damaged block, and records it: with a source down to the bits.
+    pub(crate) fn describe(&self, shard: &Shard, block: u64, source: Option<&dyn Source>) -> Result<(), Error> {
+        let shard_id = &shard.statement.shard_id;
+        let damage = source.and_then(|source| self.damage(shard, block, &self.good(shard, source, block).ok()?).ok());
+        let kind = match &damage {
+            Some(damage) => damage.kind,
+            None => {
+                let mut kind = DamageKind::Unknown;
+                let range = block_range(shard.statement.bytes, block);
+                shard.region()?.view(range, &mut |resident| {
+                    kind = self.origin(shard, block, resident).unwrap_or_else(|| kind_alone(resident));
+                })?;
+                kind
+            }
+        };
+        shard.change_fault(|fault| {
+            fault.kind = kind;
+            if let Some(damage) = &damage {
+                fault.first_byte = Some(damage.first_byte);
+                fault.differing_bytes = Some(damage.differing_bytes);
+                fault.differing_bits = Some(damage.differing_bits);
+                fault.tensor = damage.tensor.clone();
+            }
+        });
+        let in_block = shard.tensor_in(block_range(shard.statement.bytes, block)).map(|tensor| &*tensor.name);
+        self.record(&AuditEvent::DamageDescribed {
+            shard_id,
+            block,
+            tensor: damage.as_ref().map_or(in_block, |damage| damage.tensor.as_deref()),
+            first_byte: damage.as_ref().map(|damage| damage.first_byte),
+            differing_bytes: damage.as_ref().map(|damage| damage.differing_bytes),
+            differing_bits: damage.as_ref().map(|damage| damage.differing_bits),
+            damage: kind,
+        })?;
+        Ok(())
+    }
+
+    /// The bytes of a block from the source, held against the seal.
+    fn good(&self, shard: &Shard, source: &dyn Source, block: u64) -> Result<Vec<u8>, RepairFailure> {
+        let bytes = shard.statement.bytes;
+        let range = block_range(bytes, block);
+        let sealed = shard.sealed_value(block).ok_or(RepairFailure::SourceDiffers)?;
+        let mut good = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
+        read_exact_at(source, range.start, &mut good).map_err(RepairFailure::Source)?;
+        if block_value(bytes, block, &good) == Some(sealed) { Ok(good) } else { Err(RepairFailure::SourceDiffers) }
+    }
+
+    /// How a resident block differs from its good bytes.
+    fn damage(&self, shard: &Shard, block: u64, good: &[u8]) -> Result<BlockDamage, DeviceError> {
+        let range = block_range(shard.statement.bytes, block);
+        let mut difference = Difference::default();
+        let mut origin = None;
+        let region = shard.region().map_err(|_| DeviceError::WorkerPanicked)?;
+        region.view(range.clone(), &mut |resident| {
+            difference = Difference::between(resident, good);
+            // What differs in so few bits comes from nowhere else.
+            if difference.bits > 64 {
+                origin = self.origin(shard, block, resident);
+            }
+        })?;
+        let first_byte = range.start.saturating_add(difference.first_byte);
+        Ok(BlockDamage {
+            block,
+            tensor: shard.table.locate(first_byte).map(|tensor| tensor.name.clone()),
+            first_byte,
+            first_bit: difference.first_bit,
+            differing_bytes: difference.bytes,
+            differing_bits: difference.bits,
+            kind: origin.unwrap_or_else(|| difference.kind()),
+        })
+    }
+
+    /// Where a whole block of bytes that do not belong here comes from, if it can be found with bounded effort.
+    fn origin(&self, shard: &Shard, block: u64, resident: &[u8]) -> Option<DamageKind> {
+        if self.past().had(&shard.statement.shard_id, block, resident) {
+            return Some(DamageKind::Stale);
+        }
+        let mut budget = search_budget();
+        if shard.known().has_any(block, resident, &mut budget) {
+            return Some(DamageKind::Foreign);
+        }
+        let others = self.resident_shards();
+        let foreign = others.iter().any(|other| other.known().has_any(block, resident, &mut budget));
+        foreign.then_some(DamageKind::Foreign)
+    }
+
     fn repair_blocks(&self, shard: &Shard, source: &dyn Source, damaged: Vec<u64>) -> Result<Vec<BlockDamage>, Error> {
         let mut repaired = Vec::with_capacity(damaged.len());
         for block in damaged {
@@ -141,32 +229,11 @@ impl Worker {
     }
 
     fn repair_block(&self, shard: &Shard, source: &dyn Source, block: u64) -> Result<BlockDamage, Refused> {
-        let bytes = shard.statement.bytes;
-        let range = block_range(bytes, block);
-        let sealed = usize::try_from(block).ok().and_then(|block| shard.values.get(block));
-        let sealed = *sealed.ok_or(Refused::Repair(RepairFailure::SourceDiffers))?;
-        let mut good = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
-        read_exact_at(source, range.start, &mut good).map_err(|error| Refused::Repair(RepairFailure::Source(error)))?;
-        if block_value(bytes, block, &good) != Some(sealed) {
-            return Err(Refused::Repair(RepairFailure::SourceDiffers));
-        }
-
+        let good = self.good(shard, source, block).map_err(Refused::Repair)?;
         let region = shard.region().map_err(Refused::Other)?;
         let device = |error| Refused::Repair(RepairFailure::Device(error));
-        let mut difference = Difference::default();
-        region
-            .view(range.clone(), &mut |resident| difference = Difference::between(resident, &good))
-            .map_err(device)?;
-        let first_byte = range.start.saturating_add(difference.first_byte);
-        let tensor = shard.table.locate(first_byte).map(|tensor| tensor.name.clone());
-        let damage = BlockDamage {
-            block,
-            tensor,
-            first_byte,
-            first_bit: difference.first_bit,
-            differing_bytes: difference.bytes,
-            differing_bits: difference.bits,
-        };
+        let damage = self.damage(shard, block, &good).map_err(device)?;
+        let first_byte = damage.first_byte;
 
         let shard_id = &shard.statement.shard_id;
         self.record(&AuditEvent::RepairStarted {
@@ -176,12 +243,13 @@ impl Worker {
             first_byte,
             differing_bytes: damage.differing_bytes,
             differing_bits: damage.differing_bits,
+            damage: damage.kind,
         })
         .map_err(Refused::Other)?;
-        region.rewrite(range.start, &good).map_err(device)?;
+        region.rewrite(block_range(shard.statement.bytes, block).start, &good).map_err(device)?;
         let mut value = [BlockValue::UNKNOWN];
         region.hash_blocks(block, &mut value).map_err(device)?;
-        if value != [sealed] {
+        if value.first().copied() != shard.sealed_value(block) {
             return Err(Refused::Repair(RepairFailure::ReadBack));
         }
         tracing::info!(block, first_byte, differing_bits = damage.differing_bits, "block repaired");
@@ -194,32 +262,4 @@ impl Worker {
 enum Refused {
     Repair(RepairFailure),
     Other(Error),
-}
-
-/// Where two blocks differ.
-#[derive(Debug, Default)]
-struct Difference {
-    first_byte: u64,
-    first_bit: u8,
-    bytes: u64,
-    bits: u64,
-}
-
-impl Difference {
-    fn between(resident: &[u8], good: &[u8]) -> Self {
-        let mut difference = Self::default();
-        for (offset, (resident, good)) in (0_u64..).zip(resident.iter().zip(good)) {
-            let bits = resident ^ good;
-            if bits == 0 {
-                continue;
-            }
-            if difference.bytes == 0 {
-                difference.first_byte = offset;
-                difference.first_bit = u8::try_from(bits.trailing_zeros()).unwrap_or(0);
-            }
-            difference.bytes = difference.bytes.saturating_add(1);
-            difference.bits = difference.bits.saturating_add(bits.count_ones().into());
-        }
-        difference
-    }
 }

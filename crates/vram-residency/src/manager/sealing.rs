@@ -11,7 +11,7 @@ use crate::loader::{Loader, OrderedSha256, Progress};
 use crate::model::{ModelFile, TensorTable};
 use crate::policy::Violation;
 use crate::seal::{Signature, Statement};
-use crate::shard::{SealedShard, Shard, ShardState};
+use crate::shard::{Home, SealedShard, Shard, ShardState};
 use crate::shard_id::ShardId;
 
 /// The tensor data of a file starts on a boundary of this many bytes.
@@ -59,6 +59,14 @@ impl<'a> SealRequest<'a> {
     pub const fn reporting(self, progress: Progress<'a>) -> Self {
         Self { progress: Some(progress), ..self }
     }
+}
+
+/// Which part of which model a shard is.
+pub(super) struct Part {
+    pub(super) shard_id: ShardId,
+    pub(super) model_ref: Arc<str>,
+    pub(super) index: u32,
+    pub(super) count: u32,
 }
 
 /// What a shard is made of.
@@ -140,10 +148,12 @@ impl Worker {
             return Err(Error::Part { index, count });
         }
         self.admitted(self.policy.admit_device(self.device.info().kind), request.shard_id)?;
+        self.device_is_trusted()?;
         let claim = self.claim(request.shard_id)?;
         let staged = self.allocate(&contents, request.shard_id)?;
         // Whatever fails from here on, the memory goes back and that is recorded.
         let allocated = Allocated { worker: self, shard_id: request.shard_id, bytes: contents.bytes, kept: false };
+        let hashed_ns = self.now_ns();
         let (values, region) = fill(staged, &contents)?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
         self.check_expectation(request, digest, &contents)?;
@@ -151,18 +161,37 @@ impl Worker {
         let verdict = self.policy.admit(self.device.info().kind, region.residency(), region.protection());
         self.admitted(verdict, request.shard_id)?;
 
+        let part = Part { shard_id: request.shard_id, model_ref: Arc::from(request.model_ref), index, count };
+        let shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
+        self.device_is_trusted()?;
+        let inner = Arc::new(shard);
+        claim.keep(&inner);
+        allocated.keep();
+        Ok(SealedShard { inner })
+    }
+
+    /// Signs for what is resident, and records that.
+    pub(super) fn sign(
+        self: &Arc<Self>,
+        part: Part,
+        table: TensorTable,
+        values: Box<[BlockValue]>,
+        digest: Digest,
+        region: Box<dyn Region>,
+        hashed_ns: u64,
+    ) -> Result<Shard, Error> {
         let device = self.device.info();
         let statement = Statement {
-            shard_id: request.shard_id,
+            shard_id: part.shard_id,
             worker_id: Arc::clone(&self.worker_id),
             device_kind: device.kind,
             device_uuid: device.uuid,
-            bytes: contents.bytes,
+            bytes: region.bytes(),
             digest,
-            table_digest: Digest::from_bytes(contents.table.digest()),
-            model_ref: Arc::from(request.model_ref),
-            shard_index: request.shard_index,
-            shard_count: request.shard_count,
+            table_digest: Digest::from_bytes(table.digest()),
+            model_ref: part.model_ref,
+            shard_index: part.index,
+            shard_count: part.count,
             sealed_at_ns: self.trail.wall_ns(),
             residency: region.residency(),
             protection: region.protection(),
@@ -170,15 +199,13 @@ impl Worker {
         let signature = self.key.sign(&statement);
         let lost_before = self.trail.lost_records();
         let recorded = self.record_seal(&statement, &signature)?;
-        let shard = Shard::new(Arc::clone(self) as _, statement, signature, values, contents.table, region);
+        let home = Arc::clone(self) as _;
+        let shard = Shard::new(home, statement, signature, values, table, region, hashed_ns);
         match recorded {
             Recorded::Kept => shard.set_recorded_state(ShardState::Sealed, lost_before),
             Recorded::Lost => shard.set_state(ShardState::Unverified),
         }
-        let inner = Arc::new(shard);
-        claim.keep(&inner);
-        allocated.keep();
-        Ok(SealedShard { inner })
+        Ok(shard)
     }
 
     fn allocate(&self, contents: &Contents<'_>, shard_id: ShardId) -> Result<Box<dyn StagedRegion>, Error> {

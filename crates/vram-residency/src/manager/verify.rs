@@ -1,15 +1,19 @@
 //! Verification: the seal, the block values, then every byte in place.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
-use crate::digest::{BlockValue, Digest, block_range, merge};
+use crate::damage::{DamageKind, Fault};
+use crate::device::{DeviceError, Region};
+use crate::digest::{BlockValue, Digest, block_count, block_range, block_value, merge};
 use crate::error::{Error, VerifyFailure};
+use crate::freshness::nanoseconds;
 use crate::policy::OnFailure;
 use crate::seal::parse_record;
-use crate::shard::{SealedShard, Shard, ShardState};
+use crate::shard::{Home, SealedShard, Shard, ShardState};
 
 /// Blocks hashed at a time: their values (32 KiB) live on the stack, so that verifying needs no heap.
 const BATCH: usize = 1024;
@@ -38,8 +42,7 @@ impl VramManager {
     /// [`Error::Quarantined`] where an earlier check failed. [`Error::Device`] where the device could not do it: the
     /// shard is then [`ShardState::Unverified`], and that is on record as well.
     pub fn verify_sealed(&self, shard: &SealedShard) -> Result<Verified, Error> {
-        self.own(shard)?;
-        self.worker.verify(&shard.inner)
+        self.worker.verify_own(shard)
     }
 
     /// Checks a seal record that somebody presents: that it is this worker's, that the shard it describes is resident
@@ -73,12 +76,18 @@ impl VramManager {
 }
 
 impl Worker {
-    fn verify(&self, shard: &Shard) -> Result<Verified, Error> {
+    pub(crate) fn verify_own(self: &Arc<Self>, shard: &SealedShard) -> Result<Verified, Error> {
+        self.is_own(shard)?;
+        self.verify(&shard.inner)
+    }
+
+    pub(crate) fn verify(&self, shard: &Shard) -> Result<Verified, Error> {
         let shard_id = shard.statement.shard_id;
         let span = tracing::info_span!("verify", %shard_id, bytes = shard.statement.bytes);
         let _entered = span.enter();
         let _alone = shard.begin_check();
-        if matches!(shard.state(), ShardState::Quarantined | ShardState::Repairing | ShardState::Failed) {
+        self.device_is_trusted()?;
+        if shard.state().is_out() {
             return Err(Error::Quarantined { shard_id: Box::new(shard_id) });
         }
         self.check(shard)
@@ -91,18 +100,22 @@ impl Worker {
             Ok(Ok(())) => self.passed(shard, started),
             Ok(Err(cause)) => Err(self.failed(shard, cause)),
             Err(error) => {
-                // Not known to be damaged, and no longer known to be whole.
-                shard.set_state(ShardState::Unverified);
-                self.metrics.verification_failures.increment(1);
-                tracing::error!(%error, "a check could not be carried out");
-                self.record_failure(shard, &error, None, "unverified");
+                self.not_carried_out(shard, &error);
                 Err(error)
             }
         }
     }
 
+    /// A shard is not known to be damaged, and no longer known to be whole.
+    pub(crate) fn not_carried_out(&self, shard: &Shard, error: &Error) {
+        shard.set_state(ShardState::Unverified);
+        self.metrics.verification_failures.increment(1);
+        tracing::error!(%error, "a check could not be carried out");
+        self.record_failure(shard, error, None, "unverified");
+    }
+
     /// What is kept on the host about a shard: that it is still what was signed.
-    pub(super) fn examine_seal(&self, shard: &Shard) -> Result<(), VerifyFailure> {
+    pub(crate) fn examine_seal(&self, shard: &Shard) -> Result<(), VerifyFailure> {
         let statement = &shard.statement;
         if !self.key.verify(statement, &shard.signature) {
             Err(VerifyFailure::Signature)
@@ -124,6 +137,13 @@ impl Worker {
         let region = shard.region()?;
         let mut damaged = Vec::new();
         find_damage(shard, &mut |block, actual| damaged.push((block, actual)))?;
+        let mut confirmed = Vec::new();
+        for (block, actual) in damaged {
+            if self.confirm(shard, block)? {
+                confirmed.push((block, actual));
+            }
+        }
+        let damaged = confirmed;
         if let Some((first_block, _)) = damaged.first() {
             let tensor = shard.tensor_in(block_range(statement.bytes, *first_block));
             return Ok(Err(VerifyFailure::Damaged {
@@ -135,10 +155,38 @@ impl Worker {
                 actual: digest_with(shard, &damaged),
             }));
         }
-        if (region.residency(), region.protection()) != (statement.residency, statement.protection) {
-            return Ok(Err(VerifyFailure::Memory));
+        Ok(if self.memory_is_as_sealed(shard, region) { Ok(()) } else { Err(VerifyFailure::Memory) })
+    }
+
+    /// Whether residency and protection still are what was signed.
+    pub(crate) fn memory_is_as_sealed(&self, shard: &Shard, region: &dyn Region) -> bool {
+        (region.residency(), region.protection()) == (shard.statement.residency, shard.statement.protection)
+    }
+
+    /// Reads a block that was found damaged once more, by another way: its bytes, hashed by this thread. Whether it is
+    /// damaged indeed.
+    ///
+    /// # Errors
+    /// [`DeviceError::Inconsistent`] where the two ways go on to disagree: then nothing can be said.
+    pub(crate) fn confirm(&self, shard: &Shard, block: u64) -> Result<bool, Error> {
+        let region = shard.region()?;
+        let sealed = shard.sealed_value(block);
+        let mut read = None;
+        let viewed = region.view(block_range(shard.statement.bytes, block), &mut |bytes| {
+            read = block_value(shard.statement.bytes, block, bytes);
+        });
+        if viewed.is_err() || read.is_none() || read != sealed {
+            return Ok(true);
         }
-        Ok(Ok(()))
+        let mut again = [BlockValue::UNKNOWN];
+        region.hash_blocks(block, &mut again)?;
+        if again.first().copied() != sealed {
+            return Err(DeviceError::Inconsistent { device: shard.statement.device_kind, block }.into());
+        }
+        self.metrics.scrub_unconfirmed.increment(1);
+        tracing::warn!(block, "a mismatch was not confirmed");
+        self.record_beside_failure(&AuditEvent::MismatchNotConfirmed { shard_id: &shard.statement.shard_id, block });
+        Ok(false)
     }
 
     fn passed(&self, shard: &Shard, started: Duration) -> Result<Verified, Error> {
@@ -151,12 +199,13 @@ impl Worker {
             shard_id: &statement.shard_id,
             bytes: verified.bytes,
             digest: verified.digest,
-            duration_ns: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
+            duration_ns: nanoseconds(duration),
         })?;
         // A check whose record is lost does not count as one.
         match recorded {
             Recorded::Kept => {
                 shard.set_last_verified(verified.at_ns);
+                shard.freshness.all_checked(nanoseconds(started));
                 shard.set_recorded_state(ShardState::Verified, lost_before);
             }
             Recorded::Lost => shard.set_state(ShardState::Unverified),
@@ -167,31 +216,50 @@ impl Worker {
         Ok(verified)
     }
 
-    fn failed(&self, shard: &Shard, cause: VerifyFailure) -> Error {
-        let action = match self.policy.on_failure {
-            OnFailure::FailClosed => {
-                // Before anything else, so that nobody is lent these bytes from now on.
-                shard.set_state(ShardState::Quarantined);
-                "quarantined"
-            }
-            OnFailure::Log => {
-                shard.set_state(ShardState::Suspect);
-                "logged"
-            }
-        };
+    /// Acts upon a confirmed failure: no more work at once, then the record.
+    pub(crate) fn failed(&self, shard: &Shard, cause: VerifyFailure) -> Error {
+        shard.set_state(match self.policy.on_failure {
+            OnFailure::Log => ShardState::Suspect,
+            OnFailure::FailClosed | OnFailure::Repair | OnFailure::StopWorker => ShardState::Quarantined,
+        });
+        let action = self.policy.on_failure.action();
         self.metrics.verification_failures.increment(1);
         tracing::error!(%cause, action, "verification failed");
+        if let Some((block, tensor)) = cause.first_block() {
+            shard.set_fault(Fault {
+                block,
+                tensor: tensor.map(Into::into),
+                first_byte: None,
+                differing_bytes: None,
+                differing_bits: None,
+                kind: DamageKind::Unknown,
+                suspect_from_ns: self.suspect_from_ns(shard, Some(block)),
+                found_ns: self.trail.wall_ns(),
+                outcome: if self.policy.on_failure == OnFailure::Log { "logged" } else { "quarantined" },
+            });
+        }
         self.record_failure(shard, &cause, Some(&cause), action);
         Error::SealVerificationFailed { shard_id: Box::new(shard.statement.shard_id), cause }
     }
 
+    /// When a block, or else the whole shard, was found as sealed for the last time, by the wall clock.
+    fn suspect_from_ns(&self, shard: &Shard, block: Option<u64>) -> u64 {
+        block.map_or_else(
+            || shard.last_verified_ns(),
+            |block| {
+                let age = self.now_ns().saturating_sub(shard.freshness.block_ns(block));
+                self.trail.wall_ns().saturating_sub(age)
+            },
+        )
+    }
+
     fn record_failure(&self, shard: &Shard, reason: &dyn Display, found: Option<&VerifyFailure>, action: &'static str) {
-        let (actual, damaged_blocks, first_block, tensor) = match found {
-            Some(VerifyFailure::Damaged { actual, damaged_blocks, first_block, tensor, .. }) => {
-                (Some(*actual), *damaged_blocks, Some(*first_block), tensor.as_deref())
-            }
-            _ => (None, 0, None, None),
+        let (actual, damaged_blocks) = match found {
+            Some(VerifyFailure::Damaged { actual, damaged_blocks, .. }) => (Some(*actual), *damaged_blocks),
+            Some(VerifyFailure::Block { .. }) => (None, 1),
+            _ => (None, 0),
         };
+        let (first_block, tensor) = found.and_then(VerifyFailure::first_block).unzip();
         self.record_beside_failure(&AuditEvent::SealVerificationFailed {
             shard_id: &shard.statement.shard_id,
             reason: Text(reason),
@@ -199,11 +267,19 @@ impl Worker {
             actual,
             damaged_blocks,
             first_block,
-            tensor,
-            last_verified_ns: shard.last_verified_ns(),
+            tensor: tensor.flatten(),
+            suspect_from_ns: self.suspect_from_ns(shard, first_block),
             action,
         });
     }
+}
+
+/// The value of every block of a region.
+pub(super) fn hash_all(region: &dyn Region) -> Result<Box<[BlockValue]>, Error> {
+    let blocks = usize::try_from(block_count(region.bytes())).unwrap_or(usize::MAX);
+    let mut values = vec![BlockValue::UNKNOWN; blocks].into_boxed_slice();
+    region.hash_blocks(0, &mut values)?;
+    Ok(values)
 }
 
 /// Calls `damaged` with each block whose resident bytes are not as sealed, in ascending order, and its value.

@@ -37,6 +37,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use discover::discover;
@@ -156,7 +157,7 @@ pub fn parse(source: &dyn Source, format: Option<Format>) -> Result<Parsed, Mode
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     len: u64,
     modified: Option<SystemTime>,
     parsed: Parsed,
@@ -189,7 +190,7 @@ impl ModelFile {
             }
             outcome => outcome?,
         };
-        Ok(ModelFile { path: path.to_owned(), file, len, modified: metadata.modified().ok(), parsed })
+        Ok(ModelFile { path: path.to_owned(), file: Arc::new(file), len, modified: metadata.modified().ok(), parsed })
     }
 
     /// The path it was opened by.
@@ -247,7 +248,13 @@ impl ModelFile {
     /// The open file. Its length is what the file system says now, not what it said when it was opened.
     #[must_use]
     pub fn source(&self) -> &dyn Source {
-        &self.file
+        &*self.file
+    }
+
+    /// The open file, for whoever needs it longer than this: repairs come from there, whatever happens to the path.
+    #[must_use]
+    pub fn shared_source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.file) as _
     }
 }
 

@@ -1,0 +1,105 @@
+//! What follows from a confirmed fault: the policy's answer, repair, and the end of trust in a device.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::core::{Core, Job};
+use crate::audit::{AuditEvent, Text};
+use crate::digest::block_range;
+use crate::error::{Error, VerifyFailure};
+use crate::manager::{RepairReport, Verified};
+use crate::model::Source;
+use crate::policy::OnFailure;
+use crate::shard::{Home, SealedShard, Shard};
+
+impl Core {
+    /// The scrub found a damaged block. The caller has begun a check.
+    pub(super) fn found_damage(&self, job: &Job) {
+        let shard = &job.shard;
+        let tensor = shard.tensor_in(block_range(shard.statement.bytes, job.block)).map(|tensor| tensor.name.clone());
+        // Refused from here on, and on record before anything is written.
+        let _ = self.worker.failed(shard, VerifyFailure::Block { block: job.block, tensor });
+        self.metrics.faults.increment(1);
+        self.respond(shard, job.block, job.source.as_deref());
+    }
+
+    pub(super) fn verify_now(&self, shard: &SealedShard) -> Result<Verified, Error> {
+        let verified = self.worker.verify_own(shard);
+        if let Err(Error::SealVerificationFailed { cause, .. }) = &verified
+            && let Some((block, _)) = cause.first_block()
+        {
+            let source = self.lanes().of(&shard.inner).and_then(|lane| lane.source.clone());
+            let _alone = shard.inner.begin_check();
+            // Somebody else may have seen to it meanwhile.
+            if shard.inner.state().is_damaged() {
+                self.respond(&shard.inner, block, source.as_deref());
+            }
+        }
+        verified
+    }
+
+    pub(super) fn repair_now(&self, shard: &SealedShard) -> Result<RepairReport, Error> {
+        let source = self.lanes().of(&shard.inner).and_then(|lane| lane.source.clone());
+        let source = source.ok_or_else(|| Error::NoSource { shard_id: Box::new(*shard.shard_id()) })?;
+        self.worker.is_own(shard)?;
+        let _alone = shard.inner.begin_check();
+        self.repair(&shard.inner, &*source)
+    }
+
+    /// Does what the policy says about a fault that is on record. The caller has begun a check.
+    fn respond(&self, shard: &Arc<Shard>, block: u64, source: Option<&dyn Source>) {
+        self.totals.faults.fetch_add(1, Ordering::Relaxed);
+        if let Some(lane) = self.lanes().of(shard) {
+            lane.faults = lane.faults.saturating_add(1);
+        }
+        // A drill says nothing about the hardware.
+        let drill = shard.was_drilled(block);
+        let shard_id = shard.statement.shard_id;
+        let too_often = if drill { None } else { self.ledger().fault(shard_id, block, &self.options) };
+        match (self.worker.policy.on_failure, source) {
+            (OnFailure::Repair, Some(source)) => {
+                // What goes wrong is on record and in the shard's state.
+                let _ = self.repair_after(shard, source, drill.then_some(block));
+            }
+            (OnFailure::Repair, None) => {
+                let _ = self.worker.describe(shard, block, None);
+                let reason = Error::NoSource { shard_id: Box::new(shard_id) };
+                let event = AuditEvent::RepairFailed { shard_id: &shard_id, block: Some(block), reason: Text(&reason) };
+                self.worker.record_beside_failure(&event);
+            }
+            (OnFailure::FailClosed | OnFailure::Log, _) => {
+                let _ = self.worker.describe(shard, block, source);
+            }
+            (OnFailure::StopWorker, _) => {
+                let _ = self.worker.describe(shard, block, source);
+                let _ = self.stop_requested.set(format!("block {block} of '{shard_id}' is damaged").into());
+            }
+        }
+        if let Some(reason) = too_often {
+            self.worker.quarantine_device(&reason);
+        }
+    }
+
+    fn repair(&self, shard: &Arc<Shard>, source: &dyn Source) -> Result<RepairReport, Error> {
+        self.repair_after(shard, source, None)
+    }
+
+    /// Repairs, and counts what was repaired but for a block that was damaged on purpose.
+    fn repair_after(&self, shard: &Arc<Shard>, source: &dyn Source, drill: Option<u64>) -> Result<RepairReport, Error> {
+        let report = self.worker.repair(shard, source)?;
+        self.totals.repairs.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
+        if let Some(lane) = self.lanes().of(shard) {
+            lane.repairs = lane.repairs.saturating_add(report.repaired.len() as u64);
+        }
+        let accidents = report
+            .repaired
+            .iter()
+            .filter(|damage| drill != Some(damage.block) && !shard.was_drilled(damage.block))
+            .count();
+        let too_many = self.ledger().repairs(accidents, self.worker.now_ns(), &self.options);
+        if let Some(reason) = too_many.filter(|_| accidents > 0) {
+            self.worker.quarantine_device(&reason);
+        }
+        Ok(report)
+    }
+}

@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
@@ -24,6 +25,12 @@ use vram_residency::digest::Digest;
 use vram_residency::{Policy, SealedShard, VramManager};
 
 const STRAY: &str = "VRAM_TEST_STRAY_STORE";
+
+/// The tests of this process look at all of its memory: one at a time, so that no other's region is half-made.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn sealed() -> (VramManager, SealedShard) {
     let manager = manager_with(host(16 << 20), AuditTrail::off(), Policy::default());
@@ -41,6 +48,7 @@ fn reopened() -> Vec<File> {
 
 #[test]
 fn a_memory_file_can_neither_be_written_nor_resized_nor_mapped_for_writing() {
+    let _alone = alone();
     let (manager, shard) = sealed();
     let files = reopened();
     assert!(!files.is_empty());
@@ -68,6 +76,7 @@ fn a_memory_file_can_neither_be_written_nor_resized_nor_mapped_for_writing() {
 
 #[test]
 fn writing_through_proc_self_mem_is_refused() {
+    let _alone = alone();
     let (manager, shard) = sealed();
     let address = shard.with_bytes(0..1, |bytes| bytes.as_ptr() as u64).unwrap();
     let memory = OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
@@ -111,6 +120,7 @@ fn flags_at(address: u64) -> Vec<String> {
 
 #[test]
 fn a_region_is_not_in_core_dumps_not_writable_and_locked_where_it_says_so() {
+    let _alone = alone();
     let (manager, shard) = sealed();
     let address = shard.with_bytes(0..1, |bytes| bytes.as_ptr() as u64).unwrap();
     let check = || {

@@ -225,7 +225,8 @@ impl World {
             self.vfs.plan([]);
             // The log tries again by itself, on a thread of its own.
             for _ in 0..5000 {
-                if self.manager.trail().health() == TrailHealth::Good {
+                let flushed = self.manager.trail().flush(Duration::from_secs(1));
+                if flushed.is_ok() && self.manager.trail().health() == TrailHealth::Good {
                     return;
                 }
                 self.clock.advance(Duration::from_millis(100));

@@ -12,17 +12,11 @@ use crate::writer::Writer;
 impl Writer {
     /// Sees to it that the directory exists and is ours. If it was removed or replaced, it is made and locked anew.
     pub(crate) fn keep_directory(&mut self) -> Result<(), Fault> {
-        match (self.vfs.identity(&self.dir), self.dir_identity) {
-            (Ok(found), Some(known)) if found.is_same_file(&known) => return Ok(()),
-            (Ok(found), None) => {
-                self.dir_identity = Some(found);
-                return Ok(());
-            }
-            // It is there and cannot be looked at: entering it anew would only meet our own lock.
-            (Err(error), _) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Fault::new(Operation::Directory, &error));
-            }
-            _ => {}
+        let found = self.vfs.identity(&self.dir).ok();
+        if let (Some(found), Some(known)) = (found, self.dir_identity)
+            && found.is_same_file(&known)
+        {
+            return Ok(());
         }
         let lock = recovery::enter(&*self.vfs, &self.dir).map_err(|error| match error {
             OpenError::Io { source, .. } => Fault::new(Operation::Directory, &source),

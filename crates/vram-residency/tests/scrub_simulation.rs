@@ -262,7 +262,13 @@ impl World {
             for max_age in [PERIOD, PERIOD * 2, Duration::ZERO] {
                 if shard.ensure_fresh(max_age).is_ok() {
                     for since in known.bad.iter().flatten() {
-                        assert!(*since + max_age >= now, "fresh within {max_age:?} and bad since {:?}", now - *since);
+                        assert!(
+                            *since + max_age >= now,
+                            "fresh within {max_age:?} and bad since {:?}: {shard:?} {:?} {:?}",
+                            now - *since,
+                            shard.block_ages(),
+                            known.bad
+                        );
                     }
                 }
             }

@@ -13,7 +13,7 @@ use vram_residency::device::{
     Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Fill, HostDevice, Protection, Region, Residency,
     StagedRegion,
 };
-use vram_residency::digest::BlockValue;
+use vram_residency::digest::{BlockValue, block_value};
 use vram_residency::model::Source;
 
 use crate::common::Rng;
@@ -72,12 +72,20 @@ pub(crate) struct Rules {
     regions: Mutex<Regions>,
     made: AtomicU64,
     written: AtomicBool,
+    lies: AtomicU64,
 }
 
 impl Rules {
     pub(crate) fn new(clock: Arc<SimClock>) -> Self {
         let (planned, regions) = (Mutex::default(), Mutex::default());
-        Self { clock, planned, regions, made: AtomicU64::new(0), written: AtomicBool::new(false) }
+        Self {
+            clock,
+            planned,
+            regions,
+            made: AtomicU64::new(0),
+            written: AtomicBool::new(false),
+            lies: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn plan(&self, rng: &mut Rng) {
@@ -216,7 +224,9 @@ impl Region for Resident {
         self.inner.hash_blocks(first, values)?;
         self.rules.clock.advance(slow);
         if lie {
-            values[0] = BlockValue::UNKNOWN;
+            // Another value each time: no device gives the same wrong answer at the seal and at the check of other bytes.
+            let nonce = self.rules.lies.fetch_add(1, Ordering::SeqCst).to_le_bytes();
+            values[0] = block_value(8, 0, &nonce).unwrap();
         }
         Ok(())
     }

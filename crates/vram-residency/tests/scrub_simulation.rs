@@ -287,6 +287,7 @@ impl World {
     /// Everything works again: within two periods nothing bad is left unnoticed.
     fn settle(&mut self) {
         self.rules.heal();
+        self.shards.iter().for_each(|known| known.source.set(Mode::Good));
         if self.disk_fails {
             self.toggle_disk();
         }

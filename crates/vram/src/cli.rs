@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod daemon;
+
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
+
+pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
 
 /// Keep model weights resident, and prove at any moment that they are the weights that were approved.
 ///
@@ -23,7 +27,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Print JSON for programs instead of text for people.
     #[arg(long, global = true)]
@@ -52,6 +56,10 @@ pub(crate) enum Command {
     Demo(Demo),
     /// Load model files, seal them, verify them, report, and release them.
     Seal(Box<Seal>),
+    /// Keep models resident, check them continuously, repair them, and answer HTTP.
+    Serve(Box<Serve>),
+    #[command(flatten)]
+    Control(Control),
     /// Read the audit log, offline.
     #[command(subcommand)]
     Audit(Audit),

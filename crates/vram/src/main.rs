@@ -4,9 +4,11 @@
 mod cli;
 mod commands;
 mod exit;
+mod jobs;
 mod machine;
 mod output;
 mod sample;
+mod serve;
 mod session;
 mod state;
 

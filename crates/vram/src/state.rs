@@ -17,7 +17,7 @@ const KEY_NAME: &str = "seal.key";
 pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
 
 /// `$XDG_STATE_HOME/vram`, else `~/.local/state/vram`.
-fn directory(instead: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn directory(instead: &str) -> Result<PathBuf, Failure> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
     base.map(|base| base.join("vram")).ok_or_else(|| {

@@ -42,8 +42,7 @@ impl Core {
         if job.shard.state().is_out() {
             return None;
         }
-        let found = self.check(&job, began_ns);
-        let took = Duration::from_nanos(self.worker.now_ns().saturating_sub(began_ns));
+        let (found, took) = self.check(&job, began_ns);
         self.settle(&job, &found);
         let range = block_range(job.shard.statement.bytes, job.block);
         let rest = self.options.budget.rest(range.end.saturating_sub(range.start), took);
@@ -52,13 +51,15 @@ impl Core {
         None
     }
 
-    /// Reads a block in place, and does what follows from a mismatch.
-    fn check(&self, job: &Job, began_ns: u64) -> Found {
+    /// Reads a block in place, and does what follows from a mismatch. Says how long the reading took: what a repair takes
+    /// is not the budget's affair.
+    fn check(&self, job: &Job, began_ns: u64) -> (Found, Duration) {
         let shard = &*job.shard;
         let span = tracing::debug_span!("scrub", shard_id = %shard.statement.shard_id, block = job.block);
         let _entered = span.enter();
         let mut value = [BlockValue::UNKNOWN];
         let hashed = shard.region().and_then(|region| Ok(region.hash_blocks(job.block, &mut value)?));
+        let took = Duration::from_nanos(self.worker.now_ns().saturating_sub(began_ns));
         let is_as_sealed = hashed.map(|()| value.first().copied() == shard.sealed_value(job.block));
         let verdict = is_as_sealed.and_then(|is_as_sealed| {
             if is_as_sealed {
@@ -73,7 +74,7 @@ impl Core {
             }
             Ok(confirmed)
         });
-        match verdict {
+        let found = match verdict {
             Ok(false) => {
                 shard.freshness.checked(job.block, began_ns);
                 Found::AsSealed
@@ -87,7 +88,8 @@ impl Core {
                 self.worker.not_carried_out(shard, &error);
                 Found::Nothing
             }
-        }
+        };
+        (found, took)
     }
 
     /// Notes what was found, and ends the pass where this was its last block.

@@ -1,0 +1,238 @@
+//! Commands that talk to a running daemon over its control socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::table;
+use crate::cli::{Control, Socket};
+use crate::exit::{Exit, Failure};
+use crate::output::{Out, Style, printable};
+use crate::serve;
+
+/// Largest answer that is read.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Does what was asked.
+pub(super) fn run(control: &Control, out: &Out) -> Result<(), Failure> {
+    match control {
+        Control::Status { shard, watch, socket } => {
+            let daemon = Daemon::new(socket)?;
+            let path = shard.map_or_else(|| "/v1/status".to_owned(), |shard| format!("/v1/shards/{shard}"));
+            loop {
+                let answer = daemon.ask(Method::GET, &path, None)?;
+                if *watch {
+                    // From the top of an empty screen.
+                    out.line("\x1b[H\x1b[2J");
+                }
+                show(&answer, shard.is_some(), out);
+                if !*watch || out.is_closed() {
+                    return judge(&answer);
+                }
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+        Control::Verify { shard, socket } => verify(&Daemon::new(socket)?, shard.map(|shard| shard.to_string()), out),
+        Control::Load { files, format, socket } => {
+            let files = files.iter().map(|file| absolute(file)).collect::<Result<Vec<_>, _>>()?;
+            let body = json!({ "files": files, "format": format.map(|format| format.name()) });
+            let answer = Daemon::new(socket)?.ask(Method::POST, "/v1/shards", Some(&body))?;
+            out.object(&answer);
+            for shard in answer.as_array().into_iter().flatten() {
+                table::shard_line("loaded", shard, out);
+            }
+            Ok(())
+        }
+        Control::Repair { shard, socket } => {
+            let answer = Daemon::new(socket)?.ask(Method::POST, &format!("/v1/shards/{shard}/repair"), None)?;
+            out.object(&answer);
+            let blocks = answer.get("repaired").and_then(Value::as_array).map_or(0, Vec::len);
+            out.line(format_args!("{} {shard}: {}", ok(out), crate::jobs::count(blocks, "block") + " repaired"));
+            Ok(())
+        }
+        Control::Release { shard, socket } => {
+            let answer = Daemon::new(socket)?.ask(Method::DELETE, &format!("/v1/shards/{shard}"), None)?;
+            out.object(&answer);
+            table::shard_line("released", &answer, out);
+            Ok(())
+        }
+        Control::Unseal { shard, reason, socket } => {
+            let path = format!("/v1/shards/{shard}/unseal");
+            let answer = Daemon::new(socket)?.ask(Method::POST, &path, Some(&json!({ "reason": reason })))?;
+            out.object(&answer);
+            out.line(format_args!("{} {shard} is unsealed; vram reseal {shard} seals it again", ok(out)));
+            Ok(())
+        }
+        Control::Reseal { shard, file, socket } => {
+            let file = file.as_deref().map(absolute).transpose()?;
+            let path = format!("/v1/shards/{shard}/reseal");
+            let answer = Daemon::new(socket)?.ask(Method::POST, &path, Some(&json!({ "file": file })))?;
+            out.object(&answer);
+            table::shard_line("resealed", &answer, out);
+            Ok(())
+        }
+        Control::Drill { shard, byte, bit, socket } => {
+            let path = format!("/v1/shards/{shard}/drill");
+            let answer = Daemon::new(socket)?.ask(Method::POST, &path, Some(&json!({ "byte": byte, "bit": bit })))?;
+            out.object(&answer);
+            let figure = |name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or(0);
+            out.line(format_args!(
+                "bit {} of byte {} of {shard} is flipped, in block {}; now the daemon has to find it",
+                figure("bit"),
+                figure("byte"),
+                figure("block")
+            ));
+            Ok(())
+        }
+    }
+}
+
+fn ok(out: &Out) -> String {
+    out.styled(Style::Green, "ok")
+}
+
+fn show(answer: &Value, is_one: bool, out: &Out) {
+    out.object(answer);
+    if is_one {
+        table::shard(answer, out);
+    } else {
+        table::status(answer, out);
+    }
+}
+
+/// Verifies one shard, or each.
+fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure> {
+    let shards = match one {
+        Some(shard) => vec![shard],
+        None => {
+            let all = daemon.ask(Method::GET, "/v1/shards", None)?;
+            let id = |shard: &Value| shard.get("shard_id").and_then(Value::as_str).map(str::to_owned);
+            all.as_array().into_iter().flatten().filter_map(id).collect()
+        }
+    };
+    let (mut reports, mut first) = (Vec::new(), None);
+    for shard in shards {
+        match daemon.ask(Method::POST, &format!("/v1/shards/{shard}/verify"), None) {
+            Ok(report) => {
+                table::shard_line("verified", &report, out);
+                reports.push(report);
+            }
+            Err(failure) if failure.exit == Exit::Integrity => {
+                out.line(format_args!("{} {}", out.styled(Style::Red, "damaged"), printable(&failure.message)));
+                reports.push(json!({ "shard_id": shard, "error": &failure }));
+                first.get_or_insert(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    out.object(&reports);
+    match first {
+        None => Ok(()),
+        Some(failure) => Err(Failure { in_report: true, ..failure }),
+    }
+}
+
+/// Exit 3 where a shard is damaged.
+fn judge(answer: &Value) -> Result<(), Failure> {
+    let shards = answer.get("shards").and_then(Value::as_array);
+    let state = |shard: &Value| shard.get("state").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let damaged = |state: &str| matches!(state, "SUSPECT" | "QUARANTINED" | "REPAIRING" | "FAILED");
+    let count = match shards {
+        Some(shards) => shards.iter().filter(|shard| damaged(&state(shard))).count(),
+        None => usize::from(damaged(&state(answer))),
+    };
+    if count == 0 {
+        return Ok(());
+    }
+    let message = format!("{} damaged; vram audit show tells what happened, vram repair SHARD mends it", are(count));
+    Err(Failure { in_report: true, ..Failure::integrity("damaged", message) })
+}
+
+fn are(count: usize) -> String {
+    if count == 1 { "1 shard is".to_owned() } else { format!("{count} shards are") }
+}
+
+/// The daemon works elsewhere than whoever asks it.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::new("file", format!("{} is no path: {error}", path.display())))
+}
+
+/// A running daemon.
+struct Daemon {
+    socket: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Daemon {
+    fn new(socket: &Socket) -> Result<Self, Failure> {
+        let socket = match &socket.socket {
+            Some(path) => path.clone(),
+            None => serve::default_path()?,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let cannot = |error: std::io::Error| Failure::new("system", format!("no connection can be made: {error}"));
+        Ok(Self { socket, runtime: runtime.map_err(cannot)? })
+    }
+
+    /// Asks, and returns what is answered.
+    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let text = body.map(|body| serde_json::to_vec(body).unwrap_or_default());
+        let (status, answer) = self.runtime.block_on(self.send(method, path, text))?;
+        let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
+        if status.is_success() {
+            return Ok(value);
+        }
+        let said = |name: &str| value.get("error").and_then(|error| error.get(name)).and_then(Value::as_str);
+        let message = said("message").ok_or_else(|| self.odd(status.as_str()))?.to_owned();
+        let integrity = value.get("integrity").and_then(Value::as_bool).unwrap_or(false);
+        Err(match said("kind") {
+            _ if integrity => Failure::integrity("verification", message),
+            Some("usage") => Failure::usage(message),
+            Some("forbidden") => Failure::new("forbidden", message),
+            Some("unknown-shard") => Failure::new("unknown-shard", message),
+            _ => Failure::new("daemon", message),
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(hyper::StatusCode, Bytes), Failure> {
+        let shown = self.socket.display();
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let message = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    format!("the daemon at {shown} is another user's; ask as that user or as root")
+                }
+                _ => format!("no daemon answers at {shown}: {error}; start one with vram serve, or name its --socket"),
+            };
+            Failure::new("daemon", message)
+        })?;
+        let lost = |error: hyper::Error| Failure::new("daemon", format!("the daemon at {shown} hung up: {error}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path).header("host", "vram");
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())));
+        let request = request.map_err(|error| Failure::usage(format!("this cannot be asked: {error}")))?;
+        let answer = sender.send_request(request).await.map_err(lost)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        Ok((status, body.map_err(|_| self.odd("too much"))?.to_bytes()))
+    }
+
+    fn odd(&self, what: &str) -> Failure {
+        Failure::new("daemon", format!("what listens at {} answers {what}; is it vram?", self.socket.display()))
+    }
+}

@@ -1,0 +1,135 @@
+//! What the daemon says, as people read it.
+
+use serde_json::Value;
+
+use crate::output::{Out, Style, printable, size};
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or("-")
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value.get(name).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn seconds(value: &Value, name: &str) -> f64 {
+    value.get(name).and_then(Value::as_f64).unwrap_or(0.0)
+}
+
+fn style(state: &str) -> Style {
+    match state {
+        "VERIFIED" | "SEALED" => Style::Green,
+        "UNVERIFIED" => Style::Yellow,
+        _ => Style::Red,
+    }
+}
+
+/// One line about a shard.
+pub(super) fn shard_line(what: &str, shard: &Value, out: &Out) {
+    out.line(format_args!(
+        "{} {}  {}  {}",
+        out.styled(Style::Green, what),
+        printable(text(shard, "shard_id")),
+        size(number(shard, "bytes")),
+        text(shard, "digest")
+    ));
+}
+
+/// The whole daemon.
+pub(super) fn status(status: &Value, out: &Out) {
+    let empty = Value::Null;
+    let part = |name: &str| status.get(name).unwrap_or(&empty);
+    let ready = status.get("ready").and_then(Value::as_bool).unwrap_or(false);
+    let word = if ready { out.styled(Style::Green, "ready") } else { out.styled(Style::Red, "not ready") };
+    out.line(format_args!("{}  {word}", out.styled(Style::Bold, printable(text(status, "worker_id")))));
+    for reason in part("not_ready").as_array().into_iter().flatten().filter_map(Value::as_str) {
+        out.line(format_args!("  {}", printable(reason)));
+    }
+    let (device, scrub, audit) = (part("device"), part("scrub"), part("audit"));
+    out.line(format_args!(
+        "  device  {} {}, {} of {} used",
+        text(device, "kind"),
+        text(device, "uuid"),
+        size(number(device, "used_bytes")),
+        size(number(device, "total_bytes"))
+    ));
+    let alive = scrub.get("alive").and_then(Value::as_bool).unwrap_or(false);
+    out.line(format_args!(
+        "  scrub   {}, every block within {} s, budget {}, {}/s now, {} blocks checked, {} damaged, {} repaired",
+        if alive { "at work".to_owned() } else { out.styled(Style::Red, "NOT at work") },
+        seconds(scrub, "period_seconds"),
+        text(scrub, "budget"),
+        size(number(scrub, "throughput_bytes_per_second")),
+        number(scrub, "blocks"),
+        number(scrub, "faults"),
+        number(scrub, "repairs")
+    ));
+    out.line(format_args!(
+        "  audit   {}, {} records, {} lost, {}",
+        text(audit, "health"),
+        number(audit, "records"),
+        number(audit, "lost"),
+        printable(text(audit, "dir"))
+    ));
+    let shards: Vec<&Value> = part("shards").as_array().into_iter().flatten().collect();
+    let width = shards.iter().map(|shard| text(shard, "shard_id").len()).max().unwrap_or(0).clamp(5, 60);
+    if !shards.is_empty() {
+        out.line(format_args!(
+            "\n{:width$}  {:<11}  {:>10}  {:>8}  {:>6}  {:<13}  {:<9}  last fault",
+            "shard", "state", "size", "oldest", "passes", "residency", "write"
+        ));
+    }
+    for shard in shards {
+        let state = text(shard, "state");
+        out.line(format_args!(
+            "{:width$}  {}{}  {:>10}  {:>6.1} s  {:>6}  {:<13}  {:<9}  {}",
+            printable(text(shard, "shard_id")),
+            out.styled(style(state), state),
+            " ".repeat(11_usize.saturating_sub(state.len())),
+            size(number(shard, "bytes")),
+            seconds(shard, "oldest_age_seconds"),
+            number(shard, "passes"),
+            text(shard, "residency"),
+            text(shard, "protection"),
+            fault(shard)
+        ));
+    }
+    for shard in part("unsealed").as_array().into_iter().flatten() {
+        let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
+        out.line(format_args!("{id:width$}  {}  {reason}", out.styled(Style::Yellow, "unsealed")));
+    }
+}
+
+/// One shard.
+pub(super) fn shard(shard: &Value, out: &Out) {
+    out.line(out.styled(Style::Bold, printable(text(shard, "shard_id"))));
+    let state = text(shard, "state");
+    out.line(format_args!("  state       {}", out.styled(style(state), state)));
+    out.line(format_args!("  model       {}", printable(text(shard, "model_ref"))));
+    out.line(format_args!("  size        {} bytes, {} tensors", number(shard, "bytes"), number(shard, "tensors")));
+    out.line(format_args!("  digest      {}", text(shard, "digest")));
+    out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
+    out.line(format_args!("  sealed      {}", text(shard, "sealed_at")));
+    out.line(format_args!(
+        "  verified    {}; the oldest block {:.1} s ago, {} passes",
+        text(shard, "last_verified_at"),
+        seconds(shard, "oldest_age_seconds"),
+        number(shard, "passes")
+    ));
+    out.line(format_args!("  faults      {}, {} repaired", number(shard, "faults"), number(shard, "repairs")));
+    out.line(format_args!("  last fault  {}", fault(shard)));
+}
+
+fn fault(shard: &Value) -> String {
+    let Some(fault) = shard.get("last_fault").filter(|fault| !fault.is_null()) else { return "-".to_owned() };
+    let tensor = fault.get("tensor").and_then(Value::as_str).map(|name| format!(" in {}", printable(name)));
+    let byte = fault.get("first_byte").and_then(Value::as_u64).map(|byte| format!(", byte {byte}"));
+    format!(
+        "block {}{}{}: {}, {}",
+        number(fault, "block"),
+        tensor.unwrap_or_default(),
+        byte.unwrap_or_default(),
+        text(fault, "kind"),
+        text(fault, "outcome")
+    )
+}

@@ -1,0 +1,140 @@
+//! Which files are to be sealed, under which names, by which rules.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vram_residency::device::Device;
+use vram_residency::model::{self, Format, ModelFile};
+use vram_residency::policy::RequiredResidency;
+use vram_residency::{MAX_SHARD_ID, Policy, SealRequest, ShardId};
+
+use crate::cli::DeviceChoice;
+use crate::exit::Failure;
+use crate::output::Out;
+
+/// A file that is to be sealed.
+pub(crate) struct Job {
+    pub(crate) file: ModelFile,
+    pub(crate) shard_id: ShardId,
+    pub(crate) model_ref: String,
+    pub(crate) shard_index: u32,
+    pub(crate) shard_count: u32,
+}
+
+impl Job {
+    pub(crate) fn request(&self) -> SealRequest<'_> {
+        SealRequest::new(self.shard_id, &self.model_ref).part(self.shard_index, self.shard_count)
+    }
+}
+
+/// Finds the files and reads every header, before the first byte becomes resident. `named` is the name of the only shard;
+/// `taken` are names that others have.
+pub(crate) fn plan(
+    arguments: &[PathBuf],
+    format: Option<Format>,
+    model_ref: Option<&str>,
+    named: Option<ShardId>,
+    taken: &[ShardId],
+) -> Result<Vec<Job>, Failure> {
+    let mut models = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        models.push((argument, model::discover(argument)?));
+    }
+    let mut jobs: Vec<Job> = Vec::new();
+    for (argument, files) in models {
+        let shard_count = u32::try_from(files.len()).unwrap_or(u32::MAX);
+        for (shard_index, path) in (0..).zip(files) {
+            let file = ModelFile::open(&path, format)?;
+            let is_taken = |id: &ShardId| taken.contains(id) || jobs.iter().any(|job| job.shard_id == *id);
+            let shard_id = named.unwrap_or_else(|| name_for(&path, &is_taken));
+            let model_ref = model_ref.map_or_else(|| name_of(argument), str::to_owned);
+            jobs.push(Job { file, shard_id, model_ref, shard_index, shard_count });
+        }
+    }
+    Ok(jobs)
+}
+
+/// A shard id made from the file's name that nobody else has.
+fn name_for(path: &Path, is_taken: &dyn Fn(&ShardId) -> bool) -> ShardId {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let plain = ShardId::from_name(&name);
+    let numbered = (2_u64..).map(|number| {
+        let suffix = format!("-{number}");
+        let room = MAX_SHARD_ID.saturating_sub(suffix.len());
+        let start: String = plain.as_str().chars().take(room).collect();
+        ShardId::from_name(&(start + &suffix))
+    });
+    std::iter::once(plain).chain(numbered).find(|id| !is_taken(id)).unwrap_or(plain)
+}
+
+/// All of it must fit, or none of it is begun.
+pub(crate) fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failure> {
+    let needed = jobs.iter().map(|job| job.file.len()).fold(0, u64::saturating_add);
+    let available = device.capacity().available_bytes();
+    if needed <= available {
+        return Ok(());
+    }
+    let message = format!(
+        "{} need {needed} bytes and the host has {available} free; seal fewer files at a time, free some memory, \
+         or raise --capacity",
+        count(jobs.len(), "file")
+    );
+    // One file that does not fit is refused by the device itself, which records that.
+    if jobs.len() > 1 { Err(Failure::new("memory", message)) } else { Ok(()) }
+}
+
+/// The host is what there is. Somebody who asked for a GPU is not given anything else.
+pub(crate) fn choose_device(choice: DeviceChoice) -> Result<Option<&'static str>, Failure> {
+    match choice {
+        DeviceChoice::Host => Ok(None),
+        DeviceChoice::Auto => Ok(Some("device: host (main memory; this build has no CUDA device)")),
+        DeviceChoice::Cuda(number) => Err(Failure::new(
+            "device",
+            format!("cuda:{number} cannot be used: this build has no CUDA device yet; use --device host or auto"),
+        )),
+    }
+}
+
+/// What the memory must be like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) locked: bool,
+    pub(crate) read_only: bool,
+    pub(crate) vram: bool,
+    pub(crate) audit: bool,
+}
+
+impl From<Rules> for Policy {
+    fn from(rules: Rules) -> Self {
+        let mut policy = Self::default();
+        if rules.locked {
+            policy.residency = RequiredResidency::Locked;
+        }
+        if rules.vram {
+            policy.residency = RequiredResidency::Vram;
+        }
+        policy.require_read_only = rules.read_only;
+        policy.require_audit = rules.audit;
+        policy
+    }
+}
+
+/// Bytes that have become resident, on stderr where that is a terminal.
+pub(crate) fn progress_bar(jobs: &[Job], out: &Out) -> ProgressBar {
+    let bytes = jobs.iter().map(|job| job.file.len()).fold(0, u64::saturating_add);
+    let shown = std::io::stderr().is_terminal() && !out.json;
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(bytes), target);
+    let style = ProgressStyle::with_template("sealing {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+pub(crate) fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// A path as a model's name: what is no text, or would be no plain one, becomes a mark.
+fn name_of(path: &Path) -> String {
+    path.to_string_lossy().replace(char::is_control, "\u{fffd}")
+}

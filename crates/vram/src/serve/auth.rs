@@ -1,0 +1,46 @@
+//! The bearer token of HTTP requests that cost work.
+
+use std::path::Path;
+
+use axum::http::{HeaderMap, header};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::exit::Failure;
+use crate::state;
+
+/// A secret that requests must show. Never printed.
+pub(super) struct Token(Zeroizing<Vec<u8>>);
+
+impl Token {
+    /// Reads it from a file that nobody else can read; a line end at its end does not count.
+    pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+        let cannot = |error: std::io::Error| {
+            let shown = path.display();
+            Failure::new(
+                "token",
+                format!("the token {shown} cannot be opened: {error}; make it with: {}", state::MAKE_KEY),
+            )
+        };
+        let file = state::open_key(path).map_err(cannot)?;
+        let mut secret = state::read_secret(path, &file)
+            .map_err(|failure| Failure::new("token", failure.message.replacen("the seal key", "the token", 1)))?;
+        while secret.last().is_some_and(u8::is_ascii_whitespace) {
+            secret.pop();
+        }
+        if secret.is_empty() || !secret.iter().all(u8::is_ascii_graphic) {
+            let shown = path.display();
+            return Err(Failure::new(
+                "token",
+                format!("the token {shown} cannot stand in a header; write 32 or more letters and digits into it"),
+            ));
+        }
+        Ok(Self(secret))
+    }
+
+    /// Whether a request shows it. Takes as long for any token of the same length.
+    pub(super) fn is_shown(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        shown.is_some_and(|shown| bool::from(shown.ct_eq(&self.0)))
+    }
+}

@@ -1,0 +1,98 @@
+//! What the daemon is told: flags over the configuration file over defaults.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vram_residency::policy::OnFailure;
+use vram_residency::scrub::{Budget, ScrubOptions};
+
+use super::socket;
+use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
+use crate::exit::Failure;
+use crate::jobs::Rules;
+
+/// Prometheus' registry of ports has no other exporter there.
+const PORT: u16 = 9810;
+const CONNECTIONS: u16 = 64;
+
+/// Everything decided.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) listen: SocketAddr,
+    pub(super) socket: PathBuf,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) on_failure: OnFailure,
+    pub(super) period: Duration,
+    pub(super) budget: Budget,
+    pub(super) repeat_faults: u32,
+    pub(super) repairs_per_day: u32,
+    pub(super) max_connections: u16,
+    pub(super) allow_drill: bool,
+    pub(super) device: DeviceChoice,
+    pub(super) host: Host,
+    pub(super) rules: Rules,
+    pub(super) global: Global,
+}
+
+impl Settings {
+    pub(super) fn load(serve: &Serve, global: &Global) -> Result<Self, Failure> {
+        let file = match &serve.config {
+            Some(path) => read(path)?,
+            None => ServeOptions::default(),
+        };
+        let flags = ServeOptions {
+            audit_dir: global.audit_dir.clone(),
+            audit_required: global.audit_required,
+            worker_id: global.worker_id.clone(),
+            key_file: global.key_file.clone(),
+            ..serve.options.clone()
+        };
+        let chosen = flags.over(file);
+        let defaults = ScrubOptions::default();
+        let global = Global {
+            audit_dir: chosen.audit_dir,
+            audit_required: chosen.audit_required,
+            worker_id: chosen.worker_id,
+            key_file: chosen.key_file,
+            ..global.clone()
+        };
+        Ok(Self {
+            files: chosen.files,
+            listen: chosen.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))),
+            socket: chosen.socket.map_or_else(socket::default_path, Ok)?,
+            token_file: chosen.token_file,
+            on_failure: chosen.on_failure.unwrap_or_default(),
+            period: chosen.period.map_or(defaults.period, |period| period.0),
+            budget: chosen.budget.unwrap_or(defaults.budget),
+            repeat_faults: chosen.repeat_faults.unwrap_or(defaults.repeat_faults),
+            repairs_per_day: chosen.repairs_per_day.unwrap_or(defaults.repairs_per_day),
+            max_connections: chosen.max_connections.unwrap_or(CONNECTIONS),
+            allow_drill: chosen.allow_drill,
+            device: chosen.device.unwrap_or(DeviceChoice::Auto),
+            host: Host { capacity: chosen.capacity, threads: chosen.threads },
+            rules: Rules {
+                locked: chosen.require_locked,
+                read_only: chosen.require_read_only,
+                vram: chosen.require_vram,
+                audit: global.audit_required,
+            },
+            global,
+        })
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<ServeOptions, Failure> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::new("config", format!("the configuration {shown} cannot be read: {error}; check the path"))
+    })?;
+    toml::from_str(&text).map_err(|error| {
+        let line =
+            error.span().map_or(0, |span| text.get(..span.start).map_or(0, |before| before.matches('\n').count()));
+        let line = line.saturating_add(1);
+        let what = error.message().replace('\n', " ");
+        Failure::usage(format!("{shown}:{line}: {what}; vram serve --help lists every key as a flag, with - for _"))
+    })
+}

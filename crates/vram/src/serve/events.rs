@@ -1,0 +1,61 @@
+//! The live stream of records: what the audit log takes, as it takes it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::stream::{self, Stream};
+use tokio::sync::broadcast::{self, error::RecvError};
+use vram_residency::audit::Tap;
+
+/// Records that a slow reader may lag behind.
+const BACKLOG: usize = 1024;
+
+#[derive(Debug, Clone)]
+struct Record {
+    seq: Option<u64>,
+    leaf: Arc<str>,
+}
+
+/// Where records are shown.
+#[derive(Debug, Clone)]
+pub(super) struct Events {
+    sender: broadcast::Sender<Record>,
+}
+
+impl Events {
+    pub(super) fn new() -> Self {
+        Self { sender: broadcast::Sender::new(BACKLOG) }
+    }
+
+    /// What the audit trail shows its records to. Waits for nobody.
+    pub(super) fn tap(&self) -> Arc<Tap> {
+        let sender = self.sender.clone();
+        Arc::new(move |seq, leaf| {
+            if sender.receiver_count() > 0 {
+                let leaf = String::from_utf8_lossy(leaf).into();
+                let _ = sender.send(Record { seq, leaf });
+            }
+        })
+    }
+
+    /// Every record from now on, as server-sent events. Who reads too slowly is told how many he missed.
+    pub(super) fn stream(&self) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
+        let receiver = self.sender.subscribe();
+        let records = stream::unfold(receiver, |mut receiver| async move {
+            let event = match receiver.recv().await {
+                Ok(record) => {
+                    let event = Event::default().event("record").data(&*record.leaf);
+                    match record.seq {
+                        Some(seq) => event.id(seq.to_string()),
+                        None => event,
+                    }
+                }
+                Err(RecvError::Lagged(missed)) => Event::default().event("lagged").data(missed.to_string()),
+                Err(RecvError::Closed) => return None,
+            };
+            Some((Ok(event), receiver))
+        });
+        Sse::new(records).keep_alive(KeepAlive::default())
+    }
+}

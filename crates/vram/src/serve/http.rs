@@ -1,0 +1,97 @@
+//! Connections: how many, how long, how large. What they ask is answered in [`super::routes`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+
+/// How long a client may take for the head of a request.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// How large that may be.
+const HEAD_BYTES: usize = 16 << 10;
+/// How long a connection may last, streams of events included: clients connect again.
+const LIFE: Duration = Duration::from_secs(3600);
+/// How long to wait after an accept that failed, for instance because descriptors ran out.
+const BREATHER: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+}
+
+/// Answers on a TCP port until the end is wanted and every request in progress is answered.
+pub(super) async fn serve_tcp(listener: TcpListener, router: Router, limits: Limits, ended: watch::Receiver<bool>) {
+    let accept = || async { listener.accept().await.map(|(stream, _)| Some(stream)) };
+    serve(accept, router, limits, ended).await;
+}
+
+/// The same on the control socket, for this user and root.
+pub(super) async fn serve_unix(listener: UnixListener, router: Router, limits: Limits, ended: watch::Receiver<bool>) {
+    let own = rustix::process::geteuid().as_raw();
+    let accept = || async {
+        let (stream, _) = listener.accept().await?;
+        let peer = stream.peer_cred()?.uid();
+        // The file's mode keeps others out; this does where somebody changed that.
+        Ok(Some(stream).filter(|_| peer == own || peer == 0))
+    };
+    serve(accept, router, limits, ended).await;
+}
+
+async fn serve<S, F>(accept: impl Fn() -> F, router: Router, limits: Limits, mut ended: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = std::io::Result<Option<S>>>,
+{
+    let places = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept() => accepted,
+            _ = ended.changed() => break,
+        };
+        let stream = match accepted {
+            Ok(Some(stream)) => stream,
+            Ok(None) => continue,
+            Err(_) => {
+                tokio::time::sleep(BREATHER).await;
+                continue;
+            }
+        };
+        // One too many is closed at once: waiting would let a crowd of idle connections shut everybody out.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let (router, ended) = (router.clone(), ended.clone());
+        tokio::spawn(async move {
+            converse(stream, router, ended).await;
+            drop(place);
+        });
+    }
+    // Every place is free again when every connection has ended.
+    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
+    let _ = places.acquire_many(all).await;
+}
+
+async fn converse<S>(stream: S, router: Router, mut ended: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // What a client does wrong is its own affair.
+        _ = connection.as_mut() => return,
+        () = tokio::time::sleep(LIFE) => return,
+        _ = ended.changed() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(super::DRAIN, connection).await;
+}

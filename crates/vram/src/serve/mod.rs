@@ -1,0 +1,293 @@
+//! `vram serve`: keeps models resident, checks them, repairs them, and tells the truth about them.
+//!
+//! ```text
+//!  startup ─▶ [registry: shards] ─▶ scrubber (threads)       http ─▶ routes ─▶ registry
+//!                    ▲                                       control socket ─▶ routes (+ control)
+//!                    └──────── main loop: signals, watchdog, what to tell people ────────▶ shutdown
+//! ```
+
+mod auth;
+mod config;
+mod events;
+mod http;
+mod openapi;
+mod registry;
+mod report;
+mod routes;
+mod socket;
+mod telemetry;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use vram_residency::device::HugePages;
+use vram_residency::scrub::{ScrubOptions, Scrubber};
+use vram_residency::{Policy, ServiceEvent, ShardState};
+
+use self::config::Settings;
+use self::registry::Registry;
+use crate::cli::{Global, Serve};
+use crate::exit::Failure;
+use crate::jobs::{self, check_room, choose_device, count, progress_bar};
+use crate::output::{Out, Style, printable, size};
+use crate::session::{self, Trail};
+use crate::state;
+
+use self::report::{ShardView, StatusView};
+pub(crate) use self::socket::default_path;
+
+/// How long requests in progress get at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the main loop looks around.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Where the daemon is, once it is ready.
+#[derive(Serialize)]
+struct Ready<'a> {
+    listen: SocketAddr,
+    socket: &'a PathBuf,
+    pid: u32,
+    #[serde(flatten)]
+    status: StatusView,
+}
+
+/// Runs until it is told to stop.
+pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
+    let settings = Settings::load(serve, global)?;
+    let note = choose_device(settings.device)?;
+    let jobs = jobs::plan(&settings.files, None, None, None, &[])?;
+    let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
+    let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_name("vram-serve")
+        .enable_all()
+        .build()
+        .map_err(cannot_start)?;
+    // Both doors first: whoever cannot get them should not load for minutes before he hears of it.
+    let listener = runtime.block_on(TcpListener::bind(settings.listen)).map_err(|error| {
+        let listen = settings.listen;
+        Failure::new("listen", format!("{listen} cannot be listened on: {error}; choose another address with --listen"))
+    })?;
+    let listen = listener.local_addr().map_err(cannot_start)?;
+    let control = {
+        let _entered = runtime.enter();
+        socket::Control::bind(&settings.socket)?
+    };
+
+    let exporter = telemetry::install()?;
+    let device = session::host_device(&settings.host, HugePages::Ask)?;
+    check_room(&jobs, &device)?;
+    let secret = state::secret(&settings.global)?;
+    let trail = Trail::open(&settings.global, out)?;
+    let events = events::Events::new();
+    trail.trail.tap(events.tap());
+    let mut policy = Policy::from(settings.rules);
+    policy.on_failure = settings.on_failure;
+    let worker_id = session::worker_id(&settings.global);
+    let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
+    drop(secret);
+    manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
+    if let Some(note) = note {
+        out.line(out.styled(Style::Dim, note));
+    }
+    let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone()));
+
+    let bar = progress_bar(&jobs, out);
+    for job in jobs {
+        registry.load(job, &|bytes| bar.inc(bytes))?;
+    }
+    bar.finish_and_clear();
+    warn_of_budget(&registry, out);
+
+    let limits = http::Limits { connections: settings.max_connections.into() };
+    let served = routes::Shared { registry: Arc::clone(&registry), events, exporter, token: token.map(Arc::new) };
+    let (end, ended) = watch::channel(false);
+    let open = routes::public(served.clone());
+    let full = routes::control(served);
+    let doors = runtime.block_on(async {
+        let signals = Signals::new().map_err(cannot_start)?;
+        let http = tokio::spawn(http::serve_tcp(listener, open, limits, ended.clone()));
+        let unix = tokio::spawn(http::serve_unix(control.listener()?, full, limits, ended));
+        Ok::<_, Failure>((signals, http, unix))
+    })?;
+    let (mut signals, http, unix) = doors;
+    announce(&registry, &settings, listen, out);
+    tell_manager(&[NotifyState::Ready, NotifyState::Status("watching")]);
+
+    let why = runtime.block_on(stay(&registry, &mut signals, out));
+    tell_manager(&[NotifyState::Stopping]);
+    out.line(format_args!("stopping: {}", why.reason()));
+    let _ = end.send(true);
+    runtime.block_on(async {
+        let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;
+    });
+    runtime.shutdown_timeout(DRAIN);
+    control.remove();
+    let stopped = registry.close(why.reason());
+    let audit = trail.close(out);
+    stopped?;
+    let audit = audit?;
+    out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
+    match why {
+        Why::Asked(_) => Ok(()),
+        Why::StopWorker(reason) => {
+            Err(Failure::integrity("stop-worker", format!("the policy stopped the worker: {reason}")))
+        }
+    }
+}
+
+fn scrub_options(settings: &Settings) -> ScrubOptions {
+    let mut options = ScrubOptions::default();
+    options.period = settings.period;
+    options.budget = settings.budget;
+    options.repeat_faults = settings.repeat_faults;
+    options.repairs_per_day = settings.repairs_per_day;
+    options
+}
+
+/// Says so where the budget cannot keep the period.
+pub(super) fn budget_warning(registry: &Registry) -> Option<String> {
+    let status = registry.scrub_status();
+    let wanted = registry.sealed_bytes() as f64 / (status.period.as_secs_f64() / 1.5);
+    let speed = registry.hash_speed();
+    let can = match status.budget {
+        vram_residency::scrub::Budget::Share(share) => speed * share,
+        vram_residency::scrub::Budget::BytesPerSecond(bytes) => bytes.get() as f64,
+        _ => speed,
+    };
+    (can > 0.0 && wanted > can).then(|| {
+        format!(
+            "the budget {} allows about {}/s and a period of {:?} takes {}/s; shards will be late and called \
+             UNVERIFIED; raise --budget or --period",
+            status.budget,
+            size(can as u64),
+            status.period,
+            size(wanted as u64)
+        )
+    })
+}
+
+fn warn_of_budget(registry: &Registry, out: &Out) {
+    if let Some(warning) = budget_warning(registry) {
+        out.warn(format_args!("warning: {warning}"));
+    }
+}
+
+fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, out: &Out) {
+    let status = registry.status();
+    for shard in &status.shards {
+        out.line(format_args!(
+            "{}  {}  {}, {}  {}",
+            out.styled(Style::Bold, shard.shard_id),
+            size(shard.bytes),
+            shard.residency,
+            shard.protection,
+            shard.digest
+        ));
+    }
+    out.line(format_args!(
+        "{} {} resident; every block is checked within {:?} at a budget of {}; a failed check is answered by {}",
+        out.styled(Style::Green, "ready"),
+        count(status.shards.len(), "shard"),
+        status.scrub.period,
+        status.scrub.budget,
+        status.on_failure
+    ));
+    out.line(format_args!("  http        http://{listen}/"));
+    out.line(format_args!("  socket      {}", printable(&settings.socket.to_string_lossy())));
+    out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
+    out.object(&Ready { listen, socket: &settings.socket, pid: std::process::id(), status });
+}
+
+/// Why the daemon ends.
+enum Why {
+    Asked(&'static str),
+    StopWorker(String),
+}
+
+impl Why {
+    fn reason(&self) -> &str {
+        match self {
+            Self::Asked(signal) => signal,
+            Self::StopWorker(reason) => reason,
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+/// Looks around until there is a reason to stop: tells people what changes, and systemd that all is well.
+async fn stay(registry: &Arc<Registry>, signals: &mut Signals, out: &Out) -> Why {
+    let mut told: BTreeMap<String, ShardState> = BTreeMap::new();
+    let mut pace = tokio::time::interval(PACE);
+    let mut kicked = tokio::time::Instant::now();
+    let mut watchdog_usec = 0;
+    let kick = sd_notify::watchdog_enabled(false, &mut watchdog_usec)
+        .then(|| Duration::from_micros(watchdog_usec).checked_div(3).unwrap_or_default());
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Why::Asked("SIGTERM"),
+            _ = signals.interrupt.recv() => return Why::Asked("SIGINT"),
+            _ = pace.tick() => {}
+        }
+        if let Some(reason) = registry.scrub_status().stop_requested {
+            return Why::StopWorker(reason.into());
+        }
+        for shard in registry.status().shards {
+            let id = shard.shard_id.to_string();
+            let before = told.insert(id, shard.state);
+            if before.is_some_and(|before| before != shard.state) || (before.is_none() && shard.state.is_damaged()) {
+                tell(&shard, out);
+            }
+        }
+        if let Some(kick) = kick
+            && registry.is_watched()
+            && kicked.elapsed() >= kick
+        {
+            kicked = tokio::time::Instant::now();
+            tell_manager(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn tell(shard: &ShardView, out: &Out) {
+    let style = if shard.state.is_damaged() { Style::Red } else { Style::Green };
+    let state = out.styled(style, shard.state.as_str().to_uppercase());
+    match shard.last_fault.as_ref().filter(|_| shard.state.is_damaged()) {
+        Some(fault) => out.line(format_args!(
+            "{}  {state}  block {}{}: {}, {}",
+            shard.shard_id,
+            fault.block,
+            fault.tensor.as_deref().map(|name| format!(" in {}", printable(name))).unwrap_or_default(),
+            fault.kind,
+            fault.outcome
+        )),
+        None => out.line(format_args!("{}  {state}", shard.shard_id)),
+    }
+}
+
+/// Tells systemd, where it listens.
+fn tell_manager(states: &[NotifyState<'_>]) {
+    // Nobody there is the usual case, and no reason for anything.
+    let _ = sd_notify::notify(false, states);
+}

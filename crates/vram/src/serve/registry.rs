@@ -1,0 +1,362 @@
+//! The shards that the daemon holds, and what can be done with them. Everything here may block; nothing here is HTTP.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vram_residency::audit::TrailHealth;
+use vram_residency::digest::BLOCK_BYTES;
+use vram_residency::model::{Format, ModelFile};
+use vram_residency::scrub::{ScrubStatus, Scrubber};
+use vram_residency::{RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager};
+
+use super::config::Settings;
+use super::report::{AuditView, DeviceView, Drilled, Health, ShardView, StatusView, UnsealedView};
+use crate::exit::Failure;
+use crate::jobs::{self, Job};
+use crate::output::rfc3339;
+
+/// One shard's place.
+struct Place {
+    held: Held,
+    path: PathBuf,
+    format: Format,
+}
+
+enum Held {
+    Sealed(SealedShard),
+    Unsealed(Unsealed),
+    /// Somebody unseals or reseals it just now.
+    Busy,
+}
+
+pub(crate) struct Registry {
+    manager: VramManager,
+    scrubber: Scrubber,
+    places: Mutex<BTreeMap<ShardId, Place>>,
+    /// One change of what is resident at a time.
+    changing: Mutex<()>,
+    verifying: Mutex<()>,
+    audit_dir: PathBuf,
+    allow_drill: bool,
+    period: Duration,
+    /// Bytes verified in a second, as last seen.
+    speed: Mutex<f64>,
+}
+
+impl Registry {
+    pub(super) fn new(manager: VramManager, scrubber: Scrubber, settings: &Settings, audit_dir: PathBuf) -> Self {
+        Self {
+            manager,
+            scrubber,
+            places: Mutex::default(),
+            changing: Mutex::default(),
+            verifying: Mutex::default(),
+            audit_dir,
+            allow_drill: settings.allow_drill,
+            period: settings.period,
+            speed: Mutex::new(0.0),
+        }
+    }
+
+    /// Seals a file and watches it.
+    pub(super) fn load(&self, job: Job, progress: &(dyn Fn(u64) + Sync)) -> Result<ShardView, Failure> {
+        let request = job.request().reporting(progress);
+        let shard = self.manager.seal_file(&job.file, &request)?;
+        let verified = self.manager.verify_sealed(&shard)?;
+        self.note_speed(&verified);
+        Ok(self.keep(shard, &job.file))
+    }
+
+    /// Loads what files hold.
+    pub(super) fn load_files(&self, files: &[PathBuf], format: Option<Format>) -> Result<Vec<ShardView>, Failure> {
+        let _changing = lock(&self.changing);
+        let taken: Vec<ShardId> = lock(&self.places).keys().copied().collect();
+        let jobs = jobs::plan(files, format, None, None, &taken)?;
+        let mut loaded = Vec::new();
+        for job in jobs {
+            let shard_id = job.shard_id;
+            match self.load(job, &|_| ()) {
+                Ok(view) => loaded.push(view),
+                Err(failure) => {
+                    // A model is resident as a whole or not at all.
+                    for view in loaded {
+                        lock(&self.places).remove(&view.shard_id);
+                    }
+                    return Err(Failure { message: format!("{shard_id}: {}", failure.message), ..failure });
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn keep(&self, shard: SealedShard, file: &ModelFile) -> ShardView {
+        self.scrubber.watch(&shard, Some(file.shared_source()));
+        let view = self.view(&shard);
+        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format() };
+        lock(&self.places).insert(view.shard_id, place);
+        view
+    }
+
+    pub(super) fn release(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
+        let _changing = lock(&self.changing);
+        let shard = self.sealed(shard_id)?;
+        let view = self.view(&shard);
+        let place = lock(&self.places).remove(shard_id);
+        drop(place);
+        drop(shard);
+        Ok(view)
+    }
+
+    pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str) -> Result<UnsealedView, Failure> {
+        let _changing = lock(&self.changing);
+        drop(self.sealed(shard_id)?);
+        let held = self.replace(shard_id, Held::Busy)?;
+        let Held::Sealed(shard) = held else { return Err(unknown(shard_id)) };
+        match self.manager.unseal(shard, reason) {
+            Ok(unsealed) => {
+                let view = UnsealedView { shard_id: *shard_id, bytes: unsealed.bytes(), reason: reason.to_owned() };
+                self.replace(shard_id, Held::Unsealed(unsealed))?;
+                Ok(view)
+            }
+            Err(error) => {
+                // Whoever else holds the shard keeps it alive; without anybody it is gone, and that is recorded.
+                let still = self.manager.list().into_iter().find(|shard| shard.shard_id() == shard_id);
+                match still {
+                    Some(shard) => drop(self.replace(shard_id, Held::Sealed(shard))?),
+                    None => drop(lock(&self.places).remove(shard_id)),
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn reseal(&self, shard_id: &ShardId, file: Option<&Path>) -> Result<ShardView, Failure> {
+        let _changing = lock(&self.changing);
+        let (path, format) = {
+            let places = lock(&self.places);
+            let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
+            if !matches!(place.held, Held::Unsealed(_)) {
+                return Err(Failure::new("shard", format!("'{shard_id}' is sealed; unseal it first, with a reason")));
+            }
+            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format)
+        };
+        // Read before anything is given up.
+        let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
+        let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
+        let model_ref = path.to_string_lossy().replace(char::is_control, "\u{fffd}");
+        match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
+            Ok(shard) => {
+                self.manager.verify_sealed(&shard)?;
+                Ok(self.keep(shard, &file))
+            }
+            Err(error) => {
+                lock(&self.places).remove(shard_id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Verifies a whole shard, one at a time; the policy acts where that fails.
+    pub(super) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
+        let shard = self.sealed(shard_id)?;
+        let Ok(_turn) = self.verifying.try_lock() else {
+            return Err(Failure::new("busy", "another verification runs; ask again when it is through"));
+        };
+        let verified = self.scrubber.verify_now(&shard)?;
+        self.note_speed(&verified);
+        Ok(self.view(&shard))
+    }
+
+    pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {
+        Ok(self.scrubber.repair_now(&self.sealed(shard_id)?)?)
+    }
+
+    pub(super) fn drill(&self, shard_id: &ShardId, byte: Option<u64>, bit: Option<u8>) -> Result<Drilled, Failure> {
+        if !self.allow_drill {
+            let message = "this daemon damages nothing on purpose; start it with --allow-drill for a drill";
+            return Err(Failure::new("forbidden", message));
+        }
+        let shard = self.sealed(shard_id)?;
+        let mut random = [0; 9];
+        getrandom::fill(&mut random).map_err(|error| Failure::new("system", format!("no random numbers: {error}")))?;
+        let [at @ .., which] = random;
+        let byte = byte.unwrap_or_else(|| u64::from_le_bytes(at).checked_rem(shard.bytes()).unwrap_or(0));
+        let bit = bit.unwrap_or(which & 7);
+        self.manager.inject_fault(&shard, byte, bit)?;
+        Ok(Drilled { shard_id: *shard_id, byte, bit, block: byte / BLOCK_BYTES })
+    }
+
+    pub(super) fn shard(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
+        Ok(self.view(&self.sealed(shard_id)?))
+    }
+
+    pub(super) fn status(&self) -> StatusView {
+        let (mut shards, mut unsealed) = (Vec::new(), Vec::new());
+        for (shard_id, place) in &*lock(&self.places) {
+            match &place.held {
+                Held::Sealed(shard) => shards.push(self.view(shard)),
+                Held::Unsealed(without) => unsealed.push(UnsealedView {
+                    shard_id: *shard_id,
+                    bytes: without.bytes(),
+                    reason: without.reason().to_owned(),
+                }),
+                Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
+            }
+        }
+        let health = self.readiness();
+        let capacity = self.manager.capacity();
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            worker_id: self.manager.worker_id().to_string(),
+            ready: health.ok,
+            not_ready: health.reasons,
+            on_failure: self.manager.policy().on_failure.as_str(),
+            device: DeviceView {
+                info: self.manager.device(),
+                total_bytes: capacity.total_bytes,
+                used_bytes: capacity.used_bytes,
+                available_bytes: capacity.available_bytes(),
+                quarantined: self.manager.device_quarantined().map(str::to_owned),
+            },
+            scrub: self.scrubber.status(),
+            audit: self.audit(),
+            shards,
+            unsealed,
+        }
+    }
+
+    /// Whether every shard is fresh: sealed or verified, on record, and every block checked within two periods.
+    pub(super) fn readiness(&self) -> Health {
+        let places = lock(&self.places);
+        let mut reasons: Vec<String> = Vec::new();
+        if places.is_empty() {
+            reasons.push("no shard is resident".to_owned());
+        }
+        for (shard_id, place) in &*places {
+            match &place.held {
+                Held::Sealed(shard) => {
+                    if let Err(error) = shard.ensure_fresh(self.period.saturating_mul(2)) {
+                        reasons.push(format!("{shard_id}: {error}"));
+                    }
+                }
+                Held::Unsealed(_) | Held::Busy => reasons.push(format!("{shard_id}: it is not sealed")),
+            }
+        }
+        drop(places);
+        if let Some(reason) = self.manager.device_quarantined() {
+            reasons.push(format!("the device is quarantined: {reason}"));
+        }
+        Health { ok: reasons.is_empty(), reasons }
+    }
+
+    /// Whether the daemon itself works.
+    pub(super) fn liveness(&self) -> Health {
+        let mut reasons = Vec::new();
+        if !self.is_watched() {
+            reasons.push("the continuous check does not move; restart the daemon".to_owned());
+        }
+        Health { ok: reasons.is_empty(), reasons }
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.scrubber.is_alive()
+    }
+
+    pub(super) fn scrub_status(&self) -> ScrubStatus {
+        self.scrubber.status()
+    }
+
+    pub(super) fn sealed_bytes(&self) -> u64 {
+        let bytes = |place: &Place| if let Held::Sealed(shard) = &place.held { shard.bytes() } else { 0 };
+        lock(&self.places).values().map(bytes).fold(0, u64::saturating_add)
+    }
+
+    /// What one thread hashes in a second, about; 0 while nothing was measured.
+    pub(super) fn hash_speed(&self) -> f64 {
+        *lock(&self.speed)
+    }
+
+    /// Ends the watch, releases every shard, and records that.
+    pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
+        lock(&self.places).clear();
+        Ok(self.manager.record_service(ServiceEvent::Stopped { reason })?)
+    }
+
+    fn audit(&self) -> AuditView {
+        let trail = self.manager.trail();
+        let (health, reason) = match trail.health() {
+            TrailHealth::Good => ("good", None),
+            TrailHealth::Failing(reason) => ("failing", Some(reason)),
+            _ => ("off", None),
+        };
+        let log = trail.log_status();
+        let figure = |read: fn(&audit_logging::Status) -> u64| log.as_ref().map_or(0, read);
+        AuditView {
+            dir: self.audit_dir.clone(),
+            health,
+            reason,
+            records: figure(|log| log.records),
+            queued: figure(|log| log.queued),
+            lost: figure(|log| log.failures),
+            late: figure(|log| log.late),
+        }
+    }
+
+    fn view(&self, shard: &SealedShard) -> ShardView {
+        let scrub = self.scrubber.shard_status(shard);
+        ShardView {
+            shard_id: *shard.shard_id(),
+            model_ref: shard.model_ref().to_owned(),
+            shard_index: shard.shard_index(),
+            shard_count: shard.shard_count(),
+            bytes: shard.bytes(),
+            digest: shard.digest(),
+            tensors: shard.table().len(),
+            state: shard.state(),
+            residency: shard.residency(),
+            protection: shard.protection(),
+            sealed_at: rfc3339(shard.sealed_at_ns()),
+            last_verified_at: rfc3339(shard.last_verified_ns()),
+            oldest_age_seconds: shard.oldest_age().as_secs_f64(),
+            passes: scrub.as_ref().map_or(0, |scrub| scrub.passes),
+            faults: scrub.as_ref().map_or(0, |scrub| scrub.faults),
+            repairs: scrub.as_ref().map_or(0, |scrub| scrub.repairs),
+            has_source: scrub.is_some_and(|scrub| scrub.has_source),
+            last_fault: shard.last_fault(),
+        }
+    }
+
+    fn sealed(&self, shard_id: &ShardId) -> Result<SealedShard, Failure> {
+        match lock(&self.places).get(shard_id).map(|place| &place.held) {
+            Some(Held::Sealed(shard)) => Ok(shard.clone()),
+            Some(_) => Err(Failure::new("shard", format!("'{shard_id}' is not sealed; reseal it first"))),
+            None => Err(unknown(shard_id)),
+        }
+    }
+
+    fn replace(&self, shard_id: &ShardId, held: Held) -> Result<Held, Failure> {
+        let mut places = lock(&self.places);
+        let place = places.get_mut(shard_id).ok_or_else(|| unknown(shard_id))?;
+        Ok(std::mem::replace(&mut place.held, held))
+    }
+
+    /// The crew hashes with every thread; the scrub with one.
+    fn note_speed(&self, verified: &Verified) {
+        let threads = std::thread::available_parallelism().map_or(1.0, |threads| threads.get() as f64);
+        let seconds = verified.duration.as_secs_f64();
+        // Too short to say anything.
+        if seconds > 0.001 {
+            *lock(&self.speed) = verified.bytes as f64 / seconds / threads;
+        }
+    }
+}
+
+fn unknown(shard_id: &ShardId) -> Failure {
+    Failure::new("unknown-shard", format!("there is no shard '{shard_id}'; vram status lists them"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

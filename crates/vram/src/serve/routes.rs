@@ -1,0 +1,238 @@
+//! Which request is answered by what.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use vram_residency::ShardId;
+use vram_residency::model::Format;
+
+use super::auth::Token;
+use super::events::Events;
+use super::registry::Registry;
+use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
+use super::{openapi, telemetry};
+use crate::exit::{Exit, Failure};
+
+/// Largest body that is read.
+const BODY_BYTES: usize = 64 << 10;
+
+/// What every answer is made from.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) registry: Arc<Registry>,
+    pub(super) events: Events,
+    pub(super) exporter: PrometheusHandle,
+    pub(super) token: Option<Arc<Token>>,
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// For anybody who can reach the port: to look. What costs work needs the token.
+pub(super) fn public(shared: Shared) -> Router {
+    let guarded = Router::new()
+        .route("/v1/shards/{id}/verify", post(verify))
+        .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
+    finish(look().merge(guarded), shared)
+}
+
+/// For who may open the control socket: everything.
+pub(super) fn control(shared: Shared) -> Router {
+    let act = Router::new()
+        .route("/v1/shards", post(load))
+        .route("/v1/shards/{id}", axum::routing::delete(release))
+        .route("/v1/shards/{id}/verify", post(verify))
+        .route("/v1/shards/{id}/repair", post(repair))
+        .route("/v1/shards/{id}/unseal", post(unseal))
+        .route("/v1/shards/{id}/reseal", post(reseal))
+        .route("/v1/shards/{id}/drill", post(drill));
+    finish(look().merge(act), shared)
+}
+
+fn look() -> Router<Shared> {
+    Router::new()
+        .route("/healthz", get(|State(shared): State<Shared>| async move { health(shared.registry.liveness()) }))
+        .route("/readyz", get(|State(shared): State<Shared>| async move { health(shared.registry.readiness()) }))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(|State(shared): State<Shared>| async move { Json(shared.registry.status()) }))
+        .route("/v1/shards", get(|State(shared): State<Shared>| async move { Json(shared.registry.status().shards) }))
+        .route("/v1/shards/{id}", get(shard))
+        .route("/v1/events", get(|State(shared): State<Shared>| async move { shared.events.stream() }))
+        .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi::DOCUMENT) }))
+}
+
+fn finish(router: Router<Shared>, shared: Shared) -> Router {
+    router
+        .fallback(|| async {
+            Refusal(StatusCode::NOT_FOUND, Failure::new("not-found", "there is nothing at this path"))
+        })
+        .method_not_allowed_fallback(|method: Method| async move {
+            let message = format!("{method} is not answered at this path; /v1/openapi.json says what is");
+            Refusal(StatusCode::METHOD_NOT_ALLOWED, Failure::new("method", message))
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(middleware::map_response(plain))
+        .with_state(shared)
+}
+
+/// Nobody's browser should guess what this is, or keep it.
+async fn plain(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+    ] {
+        headers.insert(name, header::HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn needs_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let (status, message) = match &shared.token {
+        Some(token) if token.is_shown(request.headers()) => return next.run(request).await,
+        Some(_) => (StatusCode::UNAUTHORIZED, "this needs the header Authorization: Bearer TOKEN"),
+        None => (
+            StatusCode::FORBIDDEN,
+            "this costs work and the daemon has no token; start it with --token-file, or use the control socket",
+        ),
+    };
+    let mut response = Refusal(status, Failure::new("token", message)).into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn health(health: Health) -> Response {
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health)).into_response()
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    let text = telemetry::render(&shared.exporter);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn shard(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    Ok(Json(shared.registry.shard(&shard_id(&id)?)?))
+}
+
+async fn verify(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    let id = shard_id(&id)?;
+    work(move || shared.registry.verify(&id)).await
+}
+
+async fn repair(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    let id = shard_id(&id)?;
+    work(move || shared.registry.repair(&id)).await
+}
+
+async fn release(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    let id = shard_id(&id)?;
+    work(move || shared.registry.release(&id)).await
+}
+
+async fn load(State(shared): State<Shared>, body: Result<Json<LoadRequest>, JsonRejection>) -> Answer<impl Serialize> {
+    let LoadRequest { files, format } = body?.0;
+    let format = format.map(|format| format.parse::<Format>()).transpose();
+    let format = format.map_err(|error| Failure::usage(error.to_string()))?;
+    work(move || shared.registry.load_files(&files, format)).await
+}
+
+async fn unseal(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    body: Result<Json<UnsealRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let (id, reason) = (shard_id(&id)?, body?.0.reason);
+    work(move || shared.registry.unseal(&id, &reason)).await
+}
+
+async fn reseal(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<ResealRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
+    work(move || shared.registry.reseal(&id, body.file.as_deref())).await
+}
+
+async fn drill(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<DrillRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
+    work(move || shared.registry.drill(&id, body.byte, body.bit)).await
+}
+
+/// A body that may be missing.
+fn optional<T: Default + DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Result<Json<T>, JsonRejection>,
+) -> Result<T, Refusal> {
+    match body {
+        Err(_) if !headers.contains_key(header::CONTENT_TYPE) => Ok(T::default()),
+        body => Ok(body?.0),
+    }
+}
+
+fn shard_id(text: &str) -> Result<ShardId, Refusal> {
+    ShardId::new(text).map_err(|error| Refusal(StatusCode::BAD_REQUEST, Failure::usage(error.to_string())))
+}
+
+/// Does what may take long where nobody else waits for it.
+async fn work<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Answer<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(Json(done?)),
+        Err(_) => Err(Failure::new("defect", "the request failed inside the daemon; report this defect").into()),
+    }
+}
+
+/// An answer that says why not.
+struct Refusal(StatusCode, Failure);
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let status = match (failure.kind, failure.exit) {
+            ("unknown-shard", _) => StatusCode::NOT_FOUND,
+            ("busy", _) => StatusCode::TOO_MANY_REQUESTS,
+            ("forbidden", _) => StatusCode::FORBIDDEN,
+            ("defect", _) => StatusCode::INTERNAL_SERVER_ERROR,
+            ("memory", _) => StatusCode::INSUFFICIENT_STORAGE,
+            (_, Exit::Usage) => StatusCode::BAD_REQUEST,
+            // The shard is not what was sealed: that is what the answer is about, and not a fault of the request.
+            _ => StatusCode::CONFLICT,
+        };
+        Self(status, failure)
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.status(), Failure::usage(rejection.body_text()))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Body {
+            error: Failure,
+            integrity: bool,
+        }
+        let integrity = self.1.exit == Exit::Integrity;
+        (self.0, Json(Body { error: self.1, integrity })).into_response()
+    }
+}

@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -117,7 +117,8 @@ fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok
 pub struct Scrubber {
     core: Arc<Core>,
     ending: Arc<Ending>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stopped: AtomicBool,
 }
 
 /// Tells the threads to end.
@@ -155,8 +156,8 @@ impl Scrubber {
     /// [`Error::Scrub`] where an option is out of bounds or the system gives no thread or no random number,
     /// [`Error::Audit`] where the policy requires records and the first is not kept.
     pub fn start(manager: &VramManager, options: ScrubOptions) -> Result<Self, Error> {
-        let mut scrubber = Self::manual(manager, options)?;
-        threads::spawn(&mut scrubber)?;
+        let scrubber = Self::manual(manager, options)?;
+        threads::spawn(&scrubber)?;
         Ok(scrubber)
     }
 
@@ -177,7 +178,7 @@ impl Scrubber {
         }
         let core = Arc::new(Core::new(manager, options)?);
         core.record_start()?;
-        Ok(Self { core, ending: Arc::default(), threads: Vec::new() })
+        Ok(Self { core, ending: Arc::default(), threads: Mutex::default(), stopped: AtomicBool::new(false) })
     }
 
     /// Checks a shard from now on. Repairs, where the policy wants them, come from `source`. The shard is held weakly:
@@ -229,23 +230,32 @@ impl Scrubber {
     /// Whether it is at work: its threads live, and the one that checks has moved within the last two periods.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        !self.ending.is_wanted() && self.threads.iter().all(|thread| !thread.is_finished()) && self.core.has_moved()
+        let live = self.threads().iter().all(|thread| !thread.is_finished());
+        live && !self.ending.is_wanted() && self.core.has_moved()
     }
 
-    /// Ends the check and records that. Dropping does the same.
-    pub fn stop(self) {
-        drop(self);
+    /// Ends the check and records that. Dropping does the same. What was watched is late, and so UNVERIFIED, two periods
+    /// later.
+    pub fn stop(&self) {
+        self.ending.want();
+        let threads: Vec<_> = self.threads().drain(..).collect();
+        for thread in threads {
+            // Panics were caught and counted inside.
+            let _ = thread.join();
+        }
+        if !self.stopped.swap(true, Ordering::AcqRel) {
+            self.core.record_stop("asked to");
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Scrubber {
     fn drop(&mut self) {
-        self.ending.want();
-        for thread in self.threads.drain(..) {
-            // Panics were caught and counted inside.
-            let _ = thread.join();
-        }
-        self.core.record_stop("asked to");
+        self.stop();
     }
 }
 

@@ -14,7 +14,7 @@ const LONGEST_REST: Duration = Duration::from_millis(250);
 /// Panics within this time that end the check for good.
 const PATIENCE: (usize, Duration) = (3, Duration::from_secs(600));
 
-pub(super) fn spawn(scrubber: &mut Scrubber) -> Result<(), Error> {
+pub(super) fn spawn(scrubber: &Scrubber) -> Result<(), Error> {
     for (name, run) in [("vram-scrub", check as fn(&Core, &Ending)), ("vram-watchdog", watch)] {
         let (core, ending) = (Arc::clone(&scrubber.core), Arc::clone(&scrubber.ending));
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&core, &ending));
@@ -23,7 +23,7 @@ pub(super) fn spawn(scrubber: &mut Scrubber) -> Result<(), Error> {
             value: error.to_string().into(),
             limit: "granted by the system; raise its limit on threads",
         };
-        scrubber.threads.push(thread.map_err(refused)?);
+        scrubber.threads().push(thread.map_err(refused)?);
     }
     Ok(())
 }

@@ -32,6 +32,10 @@ pub(crate) struct ServeOptions {
     /// Model files, *.safetensors.index.json, or directories of model files. None: wait for `vram load`.
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    /// Read the files as this format instead of what their content announces: safetensors, gguf or raw.
+    #[arg(long)]
+    #[serde(deserialize_with = "text")]
+    pub(crate) format: Option<Format>,
     /// Where HTTP is answered [default: 127.0.0.1:9810].
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
@@ -102,6 +106,7 @@ impl ServeOptions {
     pub(crate) fn over(self, below: Self) -> Self {
         Self {
             files: if self.files.is_empty() { below.files } else { self.files },
+            format: self.format.or(below.format),
             listen: self.listen.or(below.listen),
             socket: self.socket.or(below.socket),
             token_file: self.token_file.or(below.token_file),

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions};
 
@@ -20,6 +21,7 @@ const CONNECTIONS: u16 = 64;
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) files: Vec<PathBuf>,
+    pub(super) format: Option<Format>,
     pub(super) listen: SocketAddr,
     pub(super) socket: PathBuf,
     pub(super) token_file: Option<PathBuf>,
@@ -60,6 +62,7 @@ impl Settings {
         };
         Ok(Self {
             files: chosen.files,
+            format: chosen.format,
             listen: chosen.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))),
             socket: chosen.socket.map_or_else(socket::default_path, Ok)?,
             token_file: chosen.token_file,

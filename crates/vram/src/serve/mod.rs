@@ -63,7 +63,7 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     let note = choose_device(settings.device)?;
-    let jobs = jobs::plan(&settings.files, None, None, None, &[])?;
+    let jobs = jobs::plan(&settings.files, settings.format, None, None, &[])?;
     let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
     let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -280,6 +280,7 @@ impl Registry {
 
     /// Ends the watch, releases every shard, and records that.
     pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
+        self.scrubber.stop();
         lock(&self.places).clear();
         Ok(self.manager.record_service(ServiceEvent::Stopped { reason })?)
     }

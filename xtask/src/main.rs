@@ -2,11 +2,13 @@
 
 mod bench;
 mod campaign;
+mod daemon;
 mod fuzz;
 mod model;
 mod msrv;
 mod report;
 mod shell;
+mod soak;
 mod steps;
 mod tools;
 

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, fuzz, model, msrv, tools};
+use crate::{Args, fuzz, model, msrv, soak, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -32,6 +32,13 @@ pub const STEPS: &[Step] = &[
     Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit },
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
+    Step {
+        name: "soak",
+        args: "[--seconds N] [--save]",
+        help: "a bit a second flipped, found, repaired and on record; 60 s unless told otherwise",
+        quick: false,
+        run: soak::step,
+    },
     Step {
         name: "fuzz",
         args: "[--seconds N] [TARGET]",

@@ -1,8 +1,10 @@
 //! `cargo xtask`: every check that CI runs, as one command, and each of them as a command of its own.
 
+mod alerts;
 mod bench;
 mod campaign;
 mod daemon;
+mod debian;
 mod fuzz;
 mod model;
 mod msrv;

@@ -121,6 +121,21 @@ pub fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// One line to standard output. A reader that went away (`| head`) must not become a panic.
+/// Runs a command with this text as its input; fails where it fails.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
+    say(&format!("$ {} < …", shown(command)));
+    let started = command.stdin(Stdio::piped()).spawn();
+    let mut child = started.with_context(|| format!("`{}` could not be started", shown(command)))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", shown(command));
+    }
+    Ok(())
+}
+
 pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

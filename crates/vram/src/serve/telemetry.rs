@@ -8,6 +8,7 @@ use vram_residency::metrics::{AUDIT_DURABLE, VERIFY_DURATION};
 
 use crate::exit::Failure;
 
+const BUILD_INFO: &str = "vram.build_info";
 /// A gauge that nobody sets for so long ends: its shard was released. The watchdog sets every other each second.
 const IDLE: Duration = Duration::from_secs(30);
 /// Seconds: from a fast disk to one that is late (0.01).
@@ -27,12 +28,13 @@ pub(super) fn install() -> Result<PrometheusHandle, Failure> {
         .map_err(|error| cannot(&error))?
         .install_recorder()
         .map_err(|error| cannot(&error))?;
+    metrics::describe_gauge!(BUILD_INFO, "1, with the version as a label.");
     Ok(handle)
 }
 
 /// The text of `/metrics`.
 pub(super) fn render(handle: &PrometheusHandle) -> String {
-    metrics::gauge!("vram.build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     handle.run_upkeep();
     handle.render()
 }

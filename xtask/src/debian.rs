@@ -1,0 +1,53 @@
+//! Programs from Debian's packages, unpacked below the target directory: no root needed, nothing of the system's touched.
+
+use crate::shell::{Ctx, capture, run, say};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+
+/// The folder in which a package lies unpacked. It is fetched where it is not there yet.
+pub fn package(ctx: &Ctx, name: &str) -> Result<PathBuf> {
+    let dir = ctx.target.join("tools/debian").join(name);
+    let done = dir.join(".unpacked");
+    if done.is_file() {
+        return Ok(dir);
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir)?;
+    let what = || format!("the Debian package {name} could not be fetched (this step needs apt-get and dpkg-deb)");
+    if capture(ctx.command("apt-get").args(["download", name]).current_dir(&dir)).is_err() {
+        // The system's lists of packages may be missing: fetch our own.
+        let state = ctx.target.join("tools/debian/.apt");
+        for part in ["lists/partial", "cache/archives/partial"] {
+            std::fs::create_dir_all(state.join(part))?;
+        }
+        let ours = [
+            format!("Dir::State::lists={}", state.join("lists").display()),
+            format!("Dir::Cache={}", state.join("cache").display()),
+            String::from("Debug::NoLocking=1"),
+        ];
+        let options = || ours.iter().flat_map(|option| ["-o", option.as_str()]);
+        run(ctx.command("apt-get").args(["-qq"]).args(options()).arg("update")).with_context(what)?;
+        run(ctx.command("apt-get").args(["-qq"]).args(options()).args(["download", name]).current_dir(&dir))
+            .with_context(what)?;
+    }
+    let archive = std::fs::read_dir(&dir)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let Some(archive) = archive else { bail!("apt-get left no package in {}", dir.display()) };
+    run(ctx.command("dpkg-deb").arg("-x").args([&archive, &dir])).with_context(what)?;
+    std::fs::remove_file(&archive)?;
+    std::fs::write(&done, "")?;
+    say(&format!("Debian package {name} is in {}", dir.display()));
+    Ok(dir)
+}
+
+/// A program of a package, or the system's own of that name.
+pub fn program(ctx: &Ctx, package_name: &str, path: &str) -> Result<PathBuf> {
+    let name = Path::new(path).file_name().context("a path without a name")?;
+    let own = std::env::var_os("PATH")
+        .and_then(|dirs| std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|file| file.is_file()));
+    match own {
+        Some(found) => Ok(found),
+        None => Ok(package(ctx, package_name)?.join(path)),
+    }
+}

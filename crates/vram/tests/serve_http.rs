@@ -1,0 +1,225 @@
+//! The daemon's answers: as described, without secrets, and given whatever others send.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::Value;
+use support::Home;
+use support::daemon::{Daemon, WAIT};
+
+/// Holds a value against the part of JSON Schema that the document uses.
+fn holds(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
+        return holds(document, schema, value, at);
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let choice = choices.iter().find(|choice| (choice["type"] == "null") == value.is_null()).unwrap();
+        return holds(document, choice, value, at);
+    }
+    if let Some(allowed) = schema["enum"].as_array() {
+        assert!(allowed.contains(value), "{at}: {value}");
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        kind => kind.as_str().into_iter().collect(),
+    };
+    assert!(kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number")), "{at}: {value} is no {kinds:?}");
+    for item in value.as_array().into_iter().flatten() {
+        holds(document, &schema["items"], item, at);
+    }
+    if let Some(object) = value.as_object() {
+        let properties = schema["properties"].as_object().unwrap();
+        for required in schema["required"].as_array().unwrap() {
+            assert!(object.contains_key(required.as_str().unwrap()), "{at} lacks {required}");
+        }
+        for (name, value) in object {
+            let property = properties.get(name).unwrap_or_else(|| panic!("{at}.{name} is not described"));
+            holds(document, property, value, &format!("{at}.{name}"));
+        }
+    }
+}
+
+#[test]
+fn every_answer_is_as_the_document_says() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--on-failure", "repair", "--allow-drill"]);
+    daemon.told(&["drill", "big-bin"]);
+    daemon.until("a fault is known", |status| status["scrub"]["repairs"] == 1);
+    let document = daemon.get("/v1/openapi.json").json();
+    let mut checked = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if method == "parameters" || path == "/v1/events" {
+                continue;
+            }
+            for id in ["big-bin", "nobody", "%20"] {
+                let answer = daemon.http(&method.to_uppercase(), &path.replace("{id}", id), "");
+                let described = &operation["responses"][answer.status.to_string()];
+                assert!(described.is_object(), "{method} {path} answers {}, which is not described", answer.status);
+                let response = match described["$ref"].as_str() {
+                    Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+                    None => described,
+                };
+                let (kind, content) = response["content"].as_object().unwrap().iter().next().unwrap();
+                assert!(answer.head.contains(kind.as_str()), "{path}: {}", answer.head);
+                if content["schema"].is_object() {
+                    holds(&document, &content["schema"], &answer.json(), path);
+                }
+                checked.insert((path.clone(), answer.status));
+            }
+        }
+    }
+    assert!(checked.len() >= 10, "{checked:?}");
+    for (method, path, status) in [("GET", "/nowhere", 404), ("PUT", "/v1/shards", 405), ("GET", "/../etc/passwd", 404)]
+    {
+        let answer = daemon.http(method, path, "");
+        assert_eq!(answer.status, status);
+        holds(&document, &document["components"]["schemas"]["Error"], &answer.json(), path);
+    }
+}
+
+#[test]
+fn every_metric_of_the_library_is_there() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    daemon.until("a pass is through", |status| status["scrub"]["blocks"].as_u64().unwrap() > 4);
+    let page = daemon.get("/metrics").body;
+    for name in [
+        "vram_audit_emits_total",
+        "vram_audit_emit_failures_total",
+        "vram_audit_critical_emit_failures_total",
+        "vram_audit_late_total",
+        "vram_audit_durable_seconds_bucket",
+        "vram_audit_queue_records",
+        "vram_audit_records",
+        "vram_seals_total",
+        "vram_seal_failures_total",
+        "vram_verifications_total",
+        "vram_verification_failures_total",
+        "vram_verify_duration_seconds_bucket",
+        "vram_policy_violations_total",
+        "vram_blocks_repaired_total",
+        "vram_repair_failures_total",
+        "vram_device_capacity_bytes",
+        "vram_device_used_bytes",
+        "vram_device_available_bytes",
+        "vram_device_quarantined",
+        "vram_scrub_bytes_total",
+        "vram_scrub_blocks_total",
+        "vram_scrub_faults_total",
+        "vram_scrub_unconfirmed_total",
+        "vram_scrub_errors_total",
+        "vram_scrub_period_seconds",
+        "vram_scrub_throughput_bytes_per_second",
+        "vram_scrub_alive",
+        "vram_scrub_restarts_total",
+        "vram_scrub_passes_total",
+        "vram_scrub_oldest_seconds",
+        "vram_shard_state",
+        "vram_shard_bytes",
+        "vram_shard_residency",
+        "vram_shard_protection",
+        "vram_build_info",
+        "vram_shards",
+    ] {
+        let is_there =
+            page.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        assert!(is_there, "{name} is not in {page}");
+    }
+    assert!(page.contains("vram_shard_state{shard=\"big-bin\",state=\"verified\"} 1"), "{page}");
+    assert!(page.contains("vram_shards 2"));
+}
+
+#[test]
+fn records_are_streamed_as_they_are_made() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--allow-drill"]);
+    let mut stream = TcpStream::connect(&daemon.address).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    write!(stream, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (mut seen, mut buffer) = (String::new(), [0; 4096]);
+    // The head is there, so the stream has begun.
+    while !seen.contains("\r\n\r\n") {
+        let count = stream.read(&mut buffer).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    daemon.told(&["drill", "big-bin"]);
+    while !seen.contains("SealVerificationFailed") {
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    assert!(seen.contains("FaultInjected") && seen.contains("id: "), "{seen}");
+}
+
+#[test]
+fn garbage_on_both_doors_leaves_it_serving() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--max-connections", "16"]);
+    let mut seed = 20_261_124_u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed >> 33
+    };
+    let heads: [&str; 8] = [
+        "GET ",
+        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n{",
+        "\r\n\r\n",
+        "\0\0\0\0",
+        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]",
+        "POST /v1/shards/big-bin/drill HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+        "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "DELETE /v1/shards/%00%ff HTTP/1.1\r\nHost: x\r\n\r\n",
+    ];
+    for round in 0..150 {
+        let mut bytes = heads[round % heads.len()].as_bytes().to_vec();
+        for _ in 0..next() % 300 {
+            let byte = next() as u8;
+            match next() % 3 {
+                0 => bytes.push(byte),
+                1 if !bytes.is_empty() => {
+                    let at = next() as usize % bytes.len();
+                    bytes[at] = byte;
+                }
+                _ => bytes.truncate(bytes.len().saturating_sub(1)),
+            }
+        }
+        daemon.raw_port(&bytes);
+        daemon.raw_socket(&bytes);
+    }
+    let huge = format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(100_000));
+    let back = String::from_utf8_lossy(&daemon.raw_port(huge.as_bytes())).into_owned();
+    assert!(!back.contains("200 OK"), "{back}");
+    let body = "a".repeat(70_000);
+    let large = format!(
+        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let back = String::from_utf8_lossy(&daemon.raw_socket(large.as_bytes())).into_owned();
+    assert!(back.starts_with("HTTP/1.1 413"), "{back}");
+
+    // A crowd that says nothing takes the places of the port, and not those of the control socket.
+    let crowd: Vec<_> = (0..40).map(|_| TcpStream::connect(&daemon.address).unwrap()).collect();
+    assert_eq!(daemon.told(&["status"])["ready"], true);
+    drop(crowd);
+    let begun = std::time::Instant::now();
+    while std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| daemon.get("/readyz").status)).ok() != Some(200) {
+        assert!(begun.elapsed() < WAIT, "the port does not come back");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(daemon.get("/v1/status").json()["ready"], true);
+}

@@ -99,6 +99,14 @@ impl Rules {
         }
     }
 
+    pub(crate) fn lie_once(&self) {
+        self.planned.lock().unwrap().lies = 1;
+    }
+
+    pub(crate) fn lie_for_ever(&self) {
+        self.planned.lock().unwrap().lies = u32::MAX;
+    }
+
     pub(crate) fn heal(&self) {
         *self.planned.lock().unwrap() = Planned::default();
     }
@@ -219,7 +227,9 @@ impl Region for Resident {
                 planned.errors -= 1;
                 return Err(planned_error());
             }
-            (std::mem::take(&mut planned.lies) > 0, std::mem::take(&mut planned.slow))
+            let lie = planned.lies > 0;
+            planned.lies = planned.lies.saturating_sub(1);
+            (lie, std::mem::take(&mut planned.slow))
         };
         self.inner.hash_blocks(first, values)?;
         self.rules.clock.advance(slow);

@@ -6,6 +6,7 @@ mod campaign;
 mod daemon;
 mod debian;
 mod fuzz;
+mod hot;
 mod model;
 mod msrv;
 mod report;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use support::{disk_dir, id};
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{HostDevice, HostOptions};
+use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Policy, VramManager};
 
 #[global_allocator]
@@ -55,4 +56,28 @@ fn a_verify_allocates_nothing_and_a_cycle_at_most_four_times() {
             assert!(cycle <= 4, "{bytes} bytes: {cycle}");
         }
     }
+
+    // The continuous check, and the question on the hot path.
+    let mut options = ScrubOptions::default();
+    options.period = Duration::from_millis(100);
+    let scrubber = Scrubber::manual(&manager, options).unwrap();
+    let shard = manager.seal_model(id("watched"), "model", &[7; (3 << 20) + 5]).unwrap();
+    scrubber.watch(&shard, None);
+    let check = |blocks: u64| {
+        let wanted = scrubber.status().blocks + blocks;
+        while scrubber.status().blocks < wanted {
+            scrubber.tick();
+        }
+    };
+    check(20);
+    let (fresh, ()) = allocations(&manager, || {
+        for _ in 0..1000 {
+            shard.ensure_fresh(Duration::from_secs(60)).unwrap();
+        }
+    });
+    let (checks, ()) = allocations(&manager, || check(100));
+    println!("1000 questions: {fresh} allocations; 100 checks in 25 passes: {checks}");
+    assert_eq!(fresh, 0);
+    // A pass draws a new order: a list of its blocks and one to sort it by. A check by itself takes nothing.
+    assert!(checks <= 3 * 26, "{checks}");
 }

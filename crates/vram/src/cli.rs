@@ -51,6 +51,7 @@ pub(crate) struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "made once, and clap flattens no boxes")]
 pub(crate) enum Command {
     /// Make a small model, seal it, flip one bit, find it, repair it, and check the record of it all.
     Demo(Demo),

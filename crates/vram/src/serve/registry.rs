@@ -26,7 +26,7 @@ struct Place {
 
 enum Held {
     Sealed(SealedShard),
-    Unsealed(Unsealed),
+    Unsealed(Box<Unsealed>),
     /// Somebody unseals or reseals it just now.
     Busy,
 }
@@ -117,7 +117,7 @@ impl Registry {
         match self.manager.unseal(shard, reason) {
             Ok(unsealed) => {
                 let view = UnsealedView { shard_id: *shard_id, bytes: unsealed.bytes(), reason: reason.to_owned() };
-                self.replace(shard_id, Held::Unsealed(unsealed))?;
+                self.replace(shard_id, Held::Unsealed(Box::new(unsealed)))?;
                 Ok(view)
             }
             Err(error) => {

@@ -5,6 +5,7 @@ mod bench;
 mod campaign;
 mod daemon;
 mod debian;
+mod deploy;
 mod fuzz;
 mod hot;
 mod model;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, fuzz, hot, model, msrv, soak, tools};
+use crate::{Args, alerts, deploy, fuzz, hot, model, msrv, soak, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -39,6 +39,13 @@ pub const STEPS: &[Step] = &[
         help: "Prometheus judges rules, dashboard and metrics, and its alert fires on a broken bit",
         quick: false,
         run: alerts::step,
+    },
+    Step {
+        name: "deploy",
+        args: "",
+        help: "systemd and Kubernetes' schemas judge the service files",
+        quick: false,
+        run: deploy::step,
     },
     Step {
         name: "soak",

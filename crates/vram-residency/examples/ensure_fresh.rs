@@ -13,15 +13,16 @@ use vram_residency::seal::SealKey;
 use vram_residency::{ManagerOptions, Policy, ShardId, VramManager};
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let count: u64 = arguments[1].parse().unwrap();
+    let mut arguments = std::env::args().skip(1);
+    let count: u64 = arguments.next().unwrap().parse().unwrap();
+    let log = arguments.next().unwrap();
     let mut options = HostOptions::default();
     (options.threads, options.capacity_bytes) = (Some(1), Some(1 << 20));
     let manager = VramManager::new(ManagerOptions {
         worker_id: "worker".into(),
         device: Arc::new(HostDevice::open(options).unwrap()),
         key: SealKey::derive(&[7; 32], "worker").unwrap(),
-        trail: AuditTrail::open(std::path::Path::new(&arguments[2])).unwrap(),
+        trail: AuditTrail::open(std::path::Path::new(&log)).unwrap(),
         policy: Policy::default(),
     })
     .unwrap();

@@ -13,6 +13,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use support::daemon::Daemon;
 use support::{Home, safetensors};
 
 /// Bytes that occur nowhere by chance.
@@ -137,5 +138,61 @@ fn neither_key_nor_weights_come_out() {
             let hit = told.iter().position(|text| contains(text, &form));
             assert_eq!(hit, None, "{what} came out as {}", String::from_utf8_lossy(&form));
         }
+    }
+}
+
+#[test]
+fn the_daemon_tells_neither_keys_nor_weights_nor_addresses() {
+    let home = Home::new();
+    let (secret, weights) = (canary(1, 64), canary(2, 64));
+    let token: String = canary(3, 20).iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = home.file("own.key", &secret);
+    let token_file = home.file("token", token.as_bytes());
+    for file in [&key, &token_file] {
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+    }
+    let mut model = vec![3; 5000];
+    model[100..164].copy_from_slice(&weights);
+    let model = home.file("canary.bin", &model);
+    let arguments =
+        ["-vv", "--allow-drill", "--key-file", key.to_str().unwrap(), "--token-file", token_file.to_str().unwrap()];
+    let arguments: Vec<&str> = arguments.into_iter().chain([model.to_str().unwrap()]).collect();
+    let mut daemon = Daemon::start(&home, &arguments);
+    let mut told = vec![daemon.ready.to_string().into_bytes()];
+    let authorized = format!("Authorization: Bearer {token}\r\n");
+    let verify = "/v1/shards/canary-bin/verify";
+    told.push(daemon.http("POST", verify, &authorized).body.into_bytes());
+    told.push(daemon.http("POST", verify, "Authorization: Bearer wrong\r\n").body.into_bytes());
+    told.push(daemon.ask(&["drill", "canary-bin", "--byte", "110", "--bit", "1"]).stdout.into_bytes());
+    daemon.until("it is found", |status| status["ready"] == false);
+    for path in
+        ["/healthz", "/readyz", "/metrics", "/v1/status", "/v1/shards", "/v1/shards/canary-bin", "/v1/openapi.json"]
+    {
+        let answer = daemon.get(path);
+        told.extend([answer.head.into_bytes(), answer.body.into_bytes()]);
+    }
+    for command in [vec!["status"], vec!["verify", "canary-bin"], vec!["repair", "canary-bin"]] {
+        let ran = daemon.ask(&command);
+        told.extend([ran.stdout.into_bytes(), ran.stderr.into_bytes()]);
+    }
+    daemon.stop();
+    let log = fs::read(home.path("stderr")).unwrap();
+    assert!(contains(&log, b"verification failed"), "nothing was told");
+    told.push(log);
+    files_below(&home.audit(), &mut told);
+    // The damaged bit is in the middle of the canary: what is around it is looked for.
+    let token = token.into_bytes();
+    for (what, bytes) in [("the key", &secret[..]), ("the token", &token), ("the weights", &weights[32..])] {
+        for form in forms(bytes) {
+            let hit = told.iter().position(|text| contains(text, &form));
+            assert_eq!(hit, None, "{what} came out as {}", String::from_utf8_lossy(&form));
+        }
+    }
+    for text in &told {
+        let text = String::from_utf8_lossy(text);
+        let addresses = text.match_indices("0x7").filter(|(at, _)| {
+            text.get(at + 2..at + 14).is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        });
+        assert_eq!(addresses.count(), 0, "{text}");
     }
 }

@@ -45,14 +45,14 @@ impl<'a> Daemon<'a> {
         command.args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--period", "1s", "--socket"]);
         let socket = home.path("s");
         command.arg(&socket).args(arguments).arg(big).arg(small).env_remove("NOTIFY_SOCKET");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Into a file: nobody reads along, and a full pipe would stop the daemon.
+        let said = home.path("stderr");
+        let stderr = std::fs::File::create(&said).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
-            let mut said = String::new();
-            let _ = child.stderr.take().unwrap().read_to_string(&mut said);
-            panic!("{error}: {line} {said}")
-        });
+        let ready: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{error}: {line} {}", std::fs::read_to_string(&said).unwrap()));
         let address = ready["listen"].as_str().unwrap().to_owned();
         Self { home, child, address, socket, ready }
     }

@@ -213,6 +213,21 @@ fn garbage_on_both_doors_leaves_it_serving() {
     let back = String::from_utf8_lossy(&daemon.raw_socket(large.as_bytes())).into_owned();
     assert!(back.starts_with("HTTP/1.1 413"), "{back}");
 
+    // Streams of events take half of the places, and no more.
+    let streams: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&daemon.address).unwrap();
+            write!(stream, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200");
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.get("/v1/events").status, 503);
+    assert_eq!(daemon.get("/readyz").status, 200);
+    drop(streams);
+
     // A crowd that says nothing takes the places of the port, and not those of the control socket.
     let crowd: Vec<_> = (0..40).map(|_| TcpStream::connect(&daemon.address).unwrap()).collect();
     assert_eq!(daemon.told(&["status"])["ready"], true);

@@ -21,11 +21,13 @@ struct Record {
 #[derive(Debug, Clone)]
 pub(super) struct Events {
     sender: broadcast::Sender<Record>,
+    readers: usize,
 }
 
 impl Events {
-    pub(super) fn new() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG) }
+    /// Half of the connections may be streams: the rest is for those who ask how things are.
+    pub(super) fn new(connections: usize) -> Self {
+        Self { sender: broadcast::Sender::new(BACKLOG), readers: connections.div_ceil(2) }
     }
 
     /// What the audit trail shows its records to. Waits for nobody.
@@ -39,8 +41,12 @@ impl Events {
         })
     }
 
-    /// Every record from now on, as server-sent events. Who reads too slowly is told how many he missed.
-    pub(super) fn stream(&self) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
+    /// Every record from now on, as server-sent events. Who reads too slowly is told how many he missed. None where there
+    /// are readers enough.
+    pub(super) fn stream(&self) -> Option<Sse<impl Stream<Item = Result<Event, Infallible>> + use<>>> {
+        if self.sender.receiver_count() >= self.readers {
+            return None;
+        }
         let receiver = self.sender.subscribe();
         let records = stream::unfold(receiver, |mut receiver| async move {
             let event = match receiver.recv().await {
@@ -56,6 +62,6 @@ impl Events {
             };
             Some((Ok(event), receiver))
         });
-        Sse::new(records).keep_alive(KeepAlive::default())
+        Some(Sse::new(records).keep_alive(KeepAlive::default()))
     }
 }

@@ -89,7 +89,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     check_room(&jobs, &device)?;
     let secret = state::secret(&settings.global)?;
     let trail = Trail::open(&settings.global, out)?;
-    let events = events::Events::new();
+    let events = events::Events::new(settings.max_connections.into());
     trail.trail.tap(events.tap());
     let mut policy = Policy::from(settings.rules);
     policy.on_failure = settings.on_failure;
@@ -133,7 +133,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;
     });
     runtime.shutdown_timeout(DRAIN);
-    control.remove();
+    drop(control);
     let stopped = registry.close(why.reason());
     let audit = trail.close(out);
     stopped?;

@@ -65,7 +65,7 @@ fn look() -> Router<Shared> {
         .route("/v1/status", get(|State(shared): State<Shared>| async move { Json(shared.registry.status()) }))
         .route("/v1/shards", get(|State(shared): State<Shared>| async move { Json(shared.registry.status().shards) }))
         .route("/v1/shards/{id}", get(shard))
-        .route("/v1/events", get(|State(shared): State<Shared>| async move { shared.events.stream() }))
+        .route("/v1/events", get(events))
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi::DOCUMENT) }))
 }
 
@@ -115,6 +115,13 @@ async fn needs_token(State(shared): State<Shared>, request: Request, next: Next)
 fn health(health: Health) -> Response {
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
+}
+
+async fn events(State(shared): State<Shared>) -> Result<impl IntoResponse, Refusal> {
+    shared.events.stream().ok_or_else(|| {
+        let message = "too many streams of events are open; close one, or raise --max-connections";
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, Failure::new("busy", message))
+    })
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {

@@ -67,10 +67,12 @@ impl Control {
         listener.set_nonblocking(true).map_err(cannot)?;
         UnixListener::from_std(listener).map_err(cannot)
     }
+}
 
-    pub(super) fn remove(self) {
+impl Drop for Control {
+    fn drop(&mut self) {
         // Somebody may have removed it before.
-        let _ = std::fs::remove_file(self.path);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -148,7 +148,7 @@ fn every_metric_of_the_library_is_there() {
 #[test]
 fn records_are_streamed_as_they_are_made() {
     let home = Home::new();
-    let daemon = Daemon::start(&home, &["--allow-drill"]);
+    let mut daemon = Daemon::start(&home, &["--allow-drill"]);
     let mut stream = TcpStream::connect(&daemon.address).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
     write!(stream, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -165,6 +165,10 @@ fn records_are_streamed_as_they_are_made() {
         seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     assert!(seen.contains("FaultInjected") && seen.contains("id: "), "{seen}");
+    // A stream does not keep the daemon from ending, and its reader sees the end.
+    daemon.stop();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
 }
 
 #[test]

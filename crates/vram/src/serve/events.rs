@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 use vram_residency::audit::Tap;
 
 /// Records that a slow reader may lag behind.
@@ -22,12 +23,13 @@ struct Record {
 pub(super) struct Events {
     sender: broadcast::Sender<Record>,
     readers: usize,
+    closing: Arc<watch::Sender<bool>>,
 }
 
 impl Events {
     /// Half of the connections may be streams: the rest is for those who ask how things are.
     pub(super) fn new(connections: usize) -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), readers: connections.div_ceil(2) }
+        Self { sender: broadcast::Sender::new(BACKLOG), readers: connections.div_ceil(2), closing: Arc::default() }
     }
 
     /// What the audit trail shows its records to. Waits for nobody.
@@ -41,6 +43,11 @@ impl Events {
         })
     }
 
+    /// Ends every stream: the daemon stops.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
     /// Every record from now on, as server-sent events. Who reads too slowly is told how many he missed. None where there
     /// are readers enough.
     pub(super) fn stream(&self) -> Option<Sse<impl Stream<Item = Result<Event, Infallible>> + use<>>> {
@@ -48,8 +55,13 @@ impl Events {
             return None;
         }
         let receiver = self.sender.subscribe();
-        let records = stream::unfold(receiver, |mut receiver| async move {
-            let event = match receiver.recv().await {
+        let closing = self.closing.subscribe();
+        let records = stream::unfold((receiver, closing), |(mut receiver, mut closing)| async move {
+            let received = tokio::select! {
+                received = receiver.recv() => received,
+                _ = closing.wait_for(|closing| *closing) => return None,
+            };
+            let event = match received {
                 Ok(record) => {
                     let event = Event::default().event("record").data(&*record.leaf);
                     match record.seq {
@@ -60,7 +72,7 @@ impl Events {
                 Err(RecvError::Lagged(missed)) => Event::default().event("lagged").data(missed.to_string()),
                 Err(RecvError::Closed) => return None,
             };
-            Some((Ok(event), receiver))
+            Some((Ok(event), (receiver, closing)))
         });
         Some(Sse::new(records).keep_alive(KeepAlive::default()))
     }

@@ -111,7 +111,12 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     warn_of_budget(&registry, out);
 
     let limits = http::Limits { connections: settings.max_connections.into() };
-    let served = routes::Shared { registry: Arc::clone(&registry), events, exporter, token: token.map(Arc::new) };
+    let served = routes::Shared {
+        registry: Arc::clone(&registry),
+        events: events.clone(),
+        exporter,
+        token: token.map(Arc::new),
+    };
     let (end, ended) = watch::channel(false);
     let open = routes::public(served.clone());
     let full = routes::control(served);
@@ -128,6 +133,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let why = runtime.block_on(stay(&registry, &mut signals, out));
     tell_manager(&[NotifyState::Stopping]);
     out.line(format_args!("stopping: {}", why.reason()));
+    events.close();
     let _ = end.send(true);
     runtime.block_on(async {
         let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;

@@ -215,7 +215,8 @@ fn garbage_on_both_doors_leaves_it_serving() {
         body.len()
     );
     let back = String::from_utf8_lossy(&daemon.raw_socket(large.as_bytes())).into_owned();
-    assert!(back.starts_with("HTTP/1.1 413"), "{back}");
+    // The daemon hangs up without reading it all; whether its answer is still seen is a race.
+    assert!(back.is_empty() || back.starts_with("HTTP/1.1 413"), "{back}");
 
     // Streams of events take half of the places, and no more.
     let streams: Vec<_> = (0..8)

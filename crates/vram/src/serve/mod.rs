@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -46,6 +47,8 @@ pub(crate) use self::socket::default_path;
 
 /// How long requests in progress get at the end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often samples are sorted into histograms.
+const SWEEP: Duration = Duration::from_secs(5);
 /// How often the main loop looks around.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -114,7 +117,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let served = routes::Shared {
         registry: Arc::clone(&registry),
         events: events.clone(),
-        exporter,
+        exporter: exporter.clone(),
         token: token.map(Arc::new),
     };
     let (end, ended) = watch::channel(false);
@@ -130,7 +133,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     announce(&registry, &settings, listen, out);
     tell_manager(&[NotifyState::Ready, NotifyState::Status("watching")]);
 
-    let why = runtime.block_on(stay(&registry, &mut signals, out));
+    let why = runtime.block_on(stay(&registry, &mut signals, &exporter, out));
     tell_manager(&[NotifyState::Stopping]);
     out.line(format_args!("stopping: {}", why.reason()));
     events.close();
@@ -243,10 +246,10 @@ impl Signals {
 }
 
 /// Looks around until there is a reason to stop: tells people what changes, and systemd that all is well.
-async fn stay(registry: &Arc<Registry>, signals: &mut Signals, out: &Out) -> Why {
+async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &PrometheusHandle, out: &Out) -> Why {
     let mut told: BTreeMap<String, ShardState> = BTreeMap::new();
     let mut pace = tokio::time::interval(PACE);
-    let mut kicked = tokio::time::Instant::now();
+    let (mut kicked, mut swept) = (tokio::time::Instant::now(), tokio::time::Instant::now());
     let mut watchdog_usec = 0;
     let kick = sd_notify::watchdog_enabled(false, &mut watchdog_usec)
         .then(|| Duration::from_micros(watchdog_usec).checked_div(3).unwrap_or_default());
@@ -255,6 +258,11 @@ async fn stay(registry: &Arc<Registry>, signals: &mut Signals, out: &Out) -> Why
             _ = signals.terminate.recv() => return Why::Asked("SIGTERM"),
             _ = signals.interrupt.recv() => return Why::Asked("SIGINT"),
             _ = pace.tick() => {}
+        }
+        // Samples of histograms pile up until somebody sorts them, and it may be that nobody scrapes.
+        if swept.elapsed() >= SWEEP {
+            swept = tokio::time::Instant::now();
+            exporter.run_upkeep();
         }
         if let Some(reason) = registry.scrub_status().stop_requested {
             return Why::StopWorker(reason.into());

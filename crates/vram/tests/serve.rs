@@ -211,3 +211,32 @@ fn a_killed_daemon_leaves_nothing_in_the_way() {
     let verified = home.run(["audit", "verify"]);
     assert_eq!(verified.code, 0, "{verified:?}");
 }
+
+#[test]
+fn systemd_is_told_that_it_is_ready_lives_and_stops() {
+    let home = Home::new();
+    let notify = home.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(support::daemon::WAIT)).unwrap();
+    let model = home.file("model.bin", &[5; 9000]);
+    let mut command = home.command();
+    command.args(["serve", "--format", "raw", "--listen", "127.0.0.1:0", "--period", "1s", "--socket"]);
+    command.arg(home.path("s")).arg(&model).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "600000");
+    command.stdout(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut told = String::new();
+    let mut until = |wanted: &str| {
+        let mut buffer = [0; 512];
+        while !told.contains(wanted) {
+            let count = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}: {told}"));
+            told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            told.push('\n');
+        }
+    };
+    until("READY=1");
+    until("WATCHDOG=1");
+    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    until("STOPPING=1");
+    assert!(child.wait().unwrap().success());
+}

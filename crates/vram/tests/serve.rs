@@ -212,6 +212,16 @@ fn a_killed_daemon_leaves_nothing_in_the_way() {
     assert_eq!(verified.code, 0, "{verified:?}");
 }
 
+/// A program that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn systemd_is_told_that_it_is_ready_lives_and_stops() {
     let home = Home::new();
@@ -219,11 +229,14 @@ fn systemd_is_told_that_it_is_ready_lives_and_stops() {
     let socket = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
     socket.set_read_timeout(Some(support::daemon::WAIT)).unwrap();
     let model = home.file("model.bin", &[5; 9000]);
-    let mut command = home.command();
+    // As systemd does it: the watchdog is for this process and no other.
+    let home_vram = home.command();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "export WATCHDOG_PID=$$; exec \"$0\" \"$@\""]).arg(home_vram.get_program());
     command.args(["serve", "--format", "raw", "--listen", "127.0.0.1:0", "--period", "1s", "--socket"]);
     command.arg(home.path("s")).arg(&model).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "600000");
-    command.stdout(std::process::Stdio::null());
-    let mut child = command.spawn().unwrap();
+    command.env("XDG_STATE_HOME", home.path("state")).stdout(std::process::Stdio::null());
+    let mut child = Ended(command.spawn().unwrap());
     let mut told = String::new();
     let mut until = |wanted: &str| {
         let mut buffer = [0; 512];
@@ -235,8 +248,8 @@ fn systemd_is_told_that_it_is_ready_lives_and_stops() {
     };
     until("READY=1");
     until("WATCHDOG=1");
-    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let status = std::process::Command::new("kill").args(["-TERM", &child.0.id().to_string()]).status().unwrap();
     assert!(status.success());
     until("STOPPING=1");
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
 }

@@ -92,6 +92,8 @@ pub(crate) struct Expect {
     pub(crate) previous: Option<u64>,
     /// What the next segment's link says of this one, if there is a next: then all of it was durable.
     pub(crate) next: Option<Next>,
+    /// Nothing was written there when the order of the segments was looked up, and nothing is behind it.
+    pub(crate) spare: bool,
 }
 
 /// What a later segment says.

@@ -69,6 +69,17 @@ pub(crate) fn load(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
+/// Whether anything was written where a segment's first frame belongs.
+fn has_begun(segment: &[u8]) -> bool {
+    segment.iter().skip(SEGMENT_HEADER).take(LINK_ROOM).any(|&byte| byte != 0)
+}
+
+/// Whether a spare was begun after the walk was planned. Then a writer has gone on, the segment before may have grown
+/// since it was read, and what came since is not part of this walk.
+pub(crate) fn is_newer(expect: &Expect, segment: &[u8]) -> bool {
+    expect.spare && has_begun(segment)
+}
+
 pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadError> {
     let path = segment::path(dir, index);
     let file = vfs.open(&path, Access::Read).map_err(|error| io(&path, error))?;
@@ -77,7 +88,7 @@ pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadEr
     let bytes = bytes.get(..n).unwrap_or_default();
     let header = SegmentHeader::parse(bytes);
     let first = bytes.get(SEGMENT_HEADER..).unwrap_or_default();
-    let begun = first.iter().any(|&byte| byte != 0);
+    let begun = has_begun(bytes);
     let salt = header.map(|header| header.salt()).or(frame::u32_at(bytes, SEGMENT_HEADER.saturating_sub(4)));
     let link = match frame::parse(first, salt.unwrap_or(0)) {
         Parsed::Frame(found) if found.kind == Kind::Link => Link::parse(found.leaf),
@@ -133,7 +144,8 @@ impl Walk {
                 }
                 _ => {}
             }
-            let expect = Expect { index: Some(head.index), next, ..Expect::default() };
+            let spare = next.is_none() && head.readable && !head.begun;
+            let expect = Expect { index: Some(head.index), next, spare, ..Expect::default() };
             walk.parts.push_front(Part::Segment(expect, segment::path(dir, head.index)));
             wanted = match (head.link, next) {
                 (Some(link), _) => Some(link.previous),

@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use audit_logging::reader::{self, Report, What};
@@ -355,13 +356,15 @@ fn a_deadline_ends_even_when_the_clock_stands_still_and_the_disk_hangs() {
 fn verifying_beside_a_busy_writer_raises_no_false_alarm() {
     let scratch = disk_dir("live");
     let log = AuditLog::open(scratch.path(), options()).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when something below fails: nobody would end otherwise.
+        let stopping = Stop(&stop);
         for thread in 0..3u64 {
             let (log, stop) = (log.clone(), &stop);
             scope.spawn(move || {
                 let mut n = thread << 32;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     n += 1;
                     assert!(log.emit(Severity::Critical, &leaf(n, 300)).is_durable());
                 }
@@ -377,10 +380,19 @@ fn verifying_beside_a_busy_writer_raises_no_false_alarm() {
             assert!(walked >= durable);
             rounds += 1;
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stopping);
         assert!(rounds > 3, "{rounds}");
         println!("{rounds} rounds beside {} records", log.status().records);
     });
+}
+
+/// Says stop when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A tiny file system, unmounted in the end.

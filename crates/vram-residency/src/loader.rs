@@ -1,7 +1,6 @@
 //! From a source to a region in one pass: progress is reported and SHA-256 computed while the bytes stream by.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
@@ -22,19 +21,13 @@ pub(crate) struct Loader<'a> {
 
 impl Fill for Loader<'_> {
     fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        read_exact_at(self.source, offset, buffer).map_err(cause)
-    }
-
-    fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.source.file().map(AsFd::as_fd)
-    }
-
-    fn arrived(&self, offset: u64, block: &[u8]) -> io::Result<()> {
-        if let Some(sha) = self.sha256 {
-            Turn { sha, offset, taken: false }.take(block)?;
+        let turn = self.sha256.map(|sha| Turn { sha, offset, taken: false });
+        read_exact_at(self.source, offset, buffer).map_err(cause)?;
+        if let Some(turn) = turn {
+            turn.take(buffer)?;
         }
         if let Some(progress) = self.progress {
-            progress(block.len() as u64);
+            progress(buffer.len() as u64);
         }
         Ok(())
     }

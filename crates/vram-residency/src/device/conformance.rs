@@ -4,15 +4,10 @@
 //! alignment, reservations add up, filling that fails leaves nothing behind, protected regions read back what was
 //! written, and a repair changes exactly the bytes it was given.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
-use super::{Device, DeviceError, DeviceKind, Fill, Region};
+use super::{Device, DeviceError, Fill, Region};
 use crate::digest::{BLOCK_BYTES, BlockValue, Digest, block_count, merge};
 
 /// Lengths at which block, chunk and page arithmetic goes wrong first, in bytes.
@@ -120,36 +115,6 @@ impl Fill for FailsAt {
     }
 }
 
-/// A source whose bytes are a file's, too. The file may be shorter than it should be.
-struct InFile<'a> {
-    bytes: &'a [u8],
-    file: OwnedFd,
-}
-
-impl<'a> InFile<'a> {
-    fn new(bytes: &'a [u8], in_file: &[u8]) -> io::Result<Self> {
-        let file = File::from(memfd_create(c"vram-conformance", MemfdFlags::CLOEXEC)?);
-        file.write_all_at(in_file, 0)?;
-        Ok(Self { bytes, file: file.into() })
-    }
-}
-
-impl Fill for InFile<'_> {
-    fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.bytes.fill(offset, buffer)
-    }
-
-    fn file(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
-    }
-
-    fn arrived(&self, offset: u64, block: &[u8]) -> io::Result<()> {
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let expected = self.bytes.get(start..).and_then(|rest| rest.get(..block.len()));
-        if expected == Some(block) { Ok(()) } else { Err(io::Error::other("other bytes arrived")) }
-    }
-}
-
 /// Runs the suite. The device should have 16 MiB free and nobody else using it meanwhile.
 ///
 /// # Errors
@@ -182,11 +147,6 @@ fn check_region(device: &dyn Device, bytes: u64, lead: u8) -> Result<(), Failure
     staged.fill(&pattern.as_slice(), &mut values).map_err(refused("a region is filled"))?;
     let digest = Digest::of(&pattern);
     require(merge(&values) == Some(digest), "filling gives the official digest", bytes, lead)?;
-
-    values.fill(BlockValue::UNKNOWN);
-    let in_file = InFile::new(&pattern, &pattern).map_err(unprepared)?;
-    staged.fill(&in_file, &mut values).map_err(refused("a region is filled from a file"))?;
-    require(merge(&values) == Some(digest), "filling from a file gives the official digest", bytes, lead)?;
 
     let region = staged.protect().map_err(refused("a region is protected"))?;
     let region = region.as_ref();
@@ -248,17 +208,6 @@ fn failing_fill_leaves_nothing(device: &dyn Device, bytes: u64) -> Result<(), Fa
         require(matches!(answer, Err(DeviceError::Source { .. })), "a failing source is reported", bytes, 0)?;
         require(source.abandoned.into_inner(), "a fill that failed is abandoned", bytes, 0)?;
     }
-    if let Some(shorter) = bytes.checked_sub(1).and_then(|shorter| usize::try_from(shorter).ok()) {
-        let pattern = Pattern { seed: bytes }.bytes(bytes);
-        let cut = InFile::new(&pattern, pattern.get(..shorter).unwrap_or_default()).map_err(unprepared)?;
-        let mut values = vec![BlockValue::UNKNOWN; usize::try_from(blocks).unwrap_or(0)];
-        let mut staged = device.allocate(bytes, 0).map_err(refused("a region is allocated"))?;
-        // A device that does not use the file finds nothing amiss, and that is as good.
-        let answer = staged.fill(&cut, &mut values);
-        let whole = merge(&values) == Some(Digest::of(&pattern));
-        let honest = matches!(answer, Err(DeviceError::Source { .. })) || (answer.is_ok() && whole);
-        require(honest, "a file that ends too early is reported", bytes, 0)?;
-    }
     require(device.capacity() == before, "a failed fill leaves nothing reserved", bytes, 0)
 }
 
@@ -285,15 +234,6 @@ fn reads_back(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
 
 fn require(holds: bool, property: &'static str, bytes: u64, lead: u8) -> Result<(), Failure> {
     if holds { Ok(()) } else { Err(Failure::Broken { property, bytes, lead }) }
-}
-
-/// The suite itself lacks something.
-fn unprepared(source: io::Error) -> Failure {
-    refused("a file for the suite is made")(DeviceError::System {
-        device: DeviceKind::Host,
-        step: "make a memory file",
-        source,
-    })
 }
 
 fn refused(property: &'static str) -> impl FnOnce(DeviceError) -> Failure {

@@ -15,7 +15,6 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 
 use crate::digest::BlockValue;
 
@@ -225,22 +224,8 @@ pub trait Fill: Sync {
     /// Whatever the source answers; filling stops at the first one.
     fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// The file that has these bytes at the same offsets, if there is one. A device that can have the system copy them
-    /// may then do so instead of calling [`Fill::fill`].
-    fn file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// Shown the bytes of each block as they arrived on the device, where the processor can address them.
-    ///
-    /// # Errors
-    /// Whatever makes it pointless to go on; filling stops at the first one.
-    fn arrived(&self, _offset: u64, _block: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Told that the filling has failed elsewhere, so that no call of [`Fill::arrived`] need wait for blocks that will
-    /// never come.
+    /// Told that the filling has failed elsewhere, so that no call of [`Fill::fill`] need wait for blocks that will
+    /// never be asked for.
     fn abandon(&self) {}
 }
 

@@ -21,11 +21,6 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// Whatever the operating system reports.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
-
-    /// The file whose bytes these are, at the same offsets, if they are a file's.
-    fn file(&self) -> Option<&File> {
-        None
-    }
 }
 
 impl Source for File {
@@ -35,10 +30,6 @@ impl Source for File {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         FileExt::read_at(self, buf, offset)
-    }
-
-    fn file(&self) -> Option<&File> {
-        Some(self)
     }
 }
 

@@ -152,12 +152,6 @@ fn row<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name))
 }
 
-/// Whether memory files may get huge pages: the chosen word of the kernel's setting is in brackets.
-pub(super) fn has_huge_memory_files() -> bool {
-    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
-    !setting.is_empty() && !setting.contains("[never]") && !setting.contains("[deny]")
-}
-
 /// A name for this machine's memory: derived from its machine id, which itself should stay private, or from the boot
 /// id where there is none.
 pub(super) fn machine_uuid() -> DeviceUuid {

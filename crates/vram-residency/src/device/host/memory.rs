@@ -14,13 +14,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{
-    MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, open, openat, seek,
-    sendfile,
-};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap, mprotect, munmap};
-use rustix::path::DecInt;
 
 use super::{DeviceError, DeviceKind, HugePages, Locking};
 
@@ -34,16 +30,6 @@ pub(super) struct Memory {
     bytes: usize,
     locked: bool,
     file: OwnedFd,
-}
-
-/// Why the kernel did not copy.
-pub(super) enum NotCopied {
-    /// It cannot, from this file; nothing is wrong.
-    Unable,
-    /// There was no memory for it.
-    Memory(DeviceError),
-    /// The file could not be read from this offset on.
-    Source { offset: u64, source: io::Error },
 }
 
 /// No addresses.
@@ -67,12 +53,6 @@ pub(super) fn mapped_bytes(bytes: u64, lead_bytes: u8) -> u64 {
 
 fn refused(step: &'static str) -> impl FnOnce(Errno) -> DeviceError {
     move |errno| DeviceError::System { device: DeviceKind::Host, step, source: errno.into() }
-}
-
-/// Another description of an open memory file, with a position of its own.
-fn open_again(file: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let descriptors = open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    openat(descriptors, DecInt::from_fd(file), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
 impl Memory {
@@ -147,38 +127,6 @@ impl Memory {
             Ok(()) | Err(Errno::INVAL) => Ok(()),
             Err(errno) => Err(refused("provide memory for a region")(errno)),
         }
-    }
-
-    /// Has the kernel copy a range of the still writable region from the same offsets of a file.
-    ///
-    /// The file's position counts, not an argument, so each call opens the memory file anew: a description of its own for
-    /// each thread.
-    pub(super) fn copy_from(&self, source: BorrowedFd<'_>, range: Range<u64>) -> Result<(), NotCopied> {
-        let memory = |errno: Errno| NotCopied::Memory(refused("provide memory for a region")(errno));
-        // Without /proc there is no such way.
-        let file = open_again(&self.file).map_err(|_| NotCopied::Unable)?;
-        seek(&file, SeekFrom::Start(self.offset(range.start) as u64)).map_err(memory)?;
-        let mut offset = range.start;
-        while offset < range.end {
-            let rest = usize::try_from(range.end.saturating_sub(offset)).unwrap_or(usize::MAX);
-            // It moves `offset` on.
-            match sendfile(&file, source, Some(&mut offset), rest) {
-                Ok(0) => {
-                    let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the file ended while it was read");
-                    return Err(NotCopied::Source { offset, source });
-                }
-                Ok(_) | Err(Errno::INTR) => {}
-                // Some file systems and kinds of files cannot, and say so at once.
-                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => return Err(NotCopied::Unable),
-                Err(errno @ (Errno::NOMEM | Errno::NOSPC)) => return Err(memory(errno)),
-                Err(errno) => return Err(NotCopied::Source { offset, source: errno.into() }),
-            }
-        }
-        let (start, length) = self.pages(range);
-        // One call instead of a fault for every few pages; where it is not known, those do the same.
-        // SAFETY: the pages are inside the mapping and in the file, and mapping them changes no bytes.
-        let _ = unsafe { madvise(self.base.as_ptr().wrapping_add(start).cast(), length, Advice::LinuxPopulateRead) };
-        Ok(())
     }
 
     /// Makes the pages that hold `range` writable until the window is closed.

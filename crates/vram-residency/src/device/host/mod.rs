@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::crew::Crew;
+use super::crew::{Crew, Panicked};
 use super::{
     Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Fill, Protection, Region, Residency, StagedRegion,
     check_range,
@@ -19,7 +19,6 @@ use facts::MemoryMeter;
 use memory::Memory;
 
 mod facts;
-mod fill;
 mod memory;
 mod self_test;
 
@@ -78,8 +77,6 @@ struct Shared {
     protection: Protection,
     locking: Locking,
     huge_pages: HugePages,
-    /// Whether regions are filled by the kernel from a file, rather than through their mapping.
-    kernel_copies: bool,
     crew: Crew,
 }
 
@@ -118,7 +115,6 @@ impl HostDevice {
                 protection,
                 locking: options.locking,
                 huge_pages: options.huge_pages,
-                kernel_copies: options.huge_pages == HugePages::Never || !facts::has_huge_memory_files(),
                 crew: Crew::new(threads),
             }),
         })
@@ -222,7 +218,45 @@ impl HostRegion {
 
 impl StagedRegion for HostRegion {
     fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError> {
-        fill::fill(self, source, values)
+        let bytes = self.memory.bytes();
+        if values.len() as u64 != block_count(bytes) {
+            return Err(DeviceError::OutOfRange { offset: 0, end: u64::MAX, region_bytes: bytes });
+        }
+        let failed = AtomicBool::new(false);
+        let failure = Mutex::new(None);
+        let fail = |error: DeviceError| {
+            failed.store(true, Ordering::Relaxed);
+            source.abandon();
+            failure.lock().get_or_insert(error);
+        };
+        let (memory, reservation) = (&self.memory, &self.reservation);
+        let fill_block = |index: usize, value: &mut BlockValue| {
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let range = block_range(bytes, index as u64);
+            if let Err(error) = memory.populate(range.clone()) {
+                return fail(error);
+            }
+            reservation.provided(range.end.saturating_sub(range.start));
+            // SAFETY: the region is staged and `self` is borrowed mutably, so nobody else has a reference into it but
+            // the other calls of this closure, and those are for other blocks.
+            let block = unsafe { memory.slice_mut(range.clone()) };
+            if let Err(error) = source.fill(range.start, block) {
+                return fail(DeviceError::Source { offset: range.start, source: error });
+            }
+            // The copy is in the cache now, and the digest must be of what arrived.
+            match block_value(bytes, index as u64, block) {
+                Some(computed) => *value = computed,
+                None => fail(DeviceError::WorkerPanicked),
+            }
+        };
+        self.device().crew.for_each_mut(values, &fill_block).map_err(|Panicked| DeviceError::WorkerPanicked)?;
+        self.reservation.provided(u64::MAX);
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     fn protect(self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {

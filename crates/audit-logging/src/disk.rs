@@ -42,7 +42,7 @@ fn open_regular(options: &OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 fn identity_of(meta: &fs::Metadata) -> Identity {
-    Identity { device: meta.dev(), inode: meta.ino(), links: meta.nlink() }
+    Identity { device: meta.dev(), inode: meta.ino(), links: meta.nlink(), bytes: meta.len() }
 }
 
 impl VfsFile for DiskFile {

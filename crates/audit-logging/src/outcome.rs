@@ -150,6 +150,8 @@ pub enum Operation {
     Prepare,
     /// The segment file lost its name, or the name now belongs to another file.
     Vanished,
+    /// The segment file was made shorter or longer; what was in it may be gone.
+    Resized,
     /// The directory was removed and could not be made again, or belongs to another writer now.
     Directory,
 }
@@ -163,6 +165,7 @@ impl Operation {
             Operation::Sync => "syncing a segment",
             Operation::Prepare => "preparing a segment",
             Operation::Vanished => "keeping a segment under its name",
+            Operation::Resized => "keeping a segment whole",
             Operation::Directory => "keeping the directory",
         }
     }

@@ -44,7 +44,9 @@ impl Writer {
         }
         let mut bytes = vec![0u8; usize::try_from(current.header.bytes).unwrap_or(0)];
         let kept = usize::try_from(current.synced).unwrap_or(0).min(bytes.len());
-        vfs::read_full(&*current.file, bytes.get_mut(..kept).unwrap_or_default(), 0)?;
+        if vfs::read_full(&*current.file, bytes.get_mut(..kept).unwrap_or_default(), 0)? < kept {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let temporary = self.dir.join(format!("segment-{index:012}.tmp"));
         let copy = self.vfs.open(&temporary, Access::Create)?;
         vfs::write_full(&*copy, &bytes, 0)?;

@@ -28,11 +28,20 @@ impl Segment {
         self.header.bytes.saturating_sub(self.offset)
     }
 
-    /// Whether the file still has its name, and the name still this file.
+    /// Whether the file still has its name, and the name still this file, and all of it is there.
     pub(crate) fn is_in_place(&self, vfs: &dyn Vfs) -> bool {
-        let open = self.file.identity();
-        let named = vfs.identity(&self.path);
-        matches!((open, named), (Ok(open), Ok(named)) if open.links > 0 && open.is_same_file(&named))
+        self.disturbed(vfs).is_none()
+    }
+
+    /// What somebody did to the file, if so: it lost its name, or it is no longer as long as it was made.
+    pub(crate) fn disturbed(&self, vfs: &dyn Vfs) -> Option<Operation> {
+        let (Ok(open), Ok(named)) = (self.file.identity(), vfs.identity(&self.path)) else {
+            return Some(Operation::Vanished);
+        };
+        if open.links == 0 || !open.is_same_file(&named) {
+            return Some(Operation::Vanished);
+        }
+        (open.bytes != self.header.bytes).then_some(Operation::Resized)
     }
 }
 

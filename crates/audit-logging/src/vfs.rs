@@ -14,10 +14,12 @@ pub struct Identity {
     pub inode: u64,
     /// Number of names the file has. 0: it was unlinked.
     pub links: u64,
+    /// Its length.
+    pub bytes: u64,
 }
 
 impl Identity {
-    /// Whether both are the same file (the number of names may differ).
+    /// Whether both are the same file (its names and its length may differ).
     #[must_use]
     pub fn is_same_file(&self, other: &Identity) -> bool {
         self.device == other.device && self.inode == other.inode

@@ -255,9 +255,9 @@ impl Writer {
     /// Makes everything written durable and checks that the file still has its name.
     fn sync_current(&mut self) -> Result<(), Fault> {
         self.current.file.sync_data().map_err(|error| Fault::new(Operation::Sync, &error))?;
-        if !self.current.is_in_place(&*self.vfs) {
+        if let Some(operation) = self.current.disturbed(&*self.vfs) {
             let kind = std::io::ErrorKind::NotFound;
-            return Err(Fault { operation: Operation::Vanished, kind, os_error: None });
+            return Err(Fault { operation, kind, os_error: None });
         }
         self.current.synced = self.current.offset;
         self.anchor = Link {

@@ -243,6 +243,28 @@ fn a_segment_unlinked_renamed_or_replaced_under_us_is_put_back() {
 }
 
 #[test]
+fn a_segment_cut_under_us_is_given_up_and_said_to_be() {
+    for keep in [0, 700, 65_000] {
+        let scratch = disk_dir("cut");
+        let log = AuditLog::open(scratch.path(), options()).unwrap();
+        assert!(log.emit(Severity::Critical, b"before").is_durable());
+        let live =
+            std::fs::OpenOptions::new().write(true).open(scratch.path().join("segment-000000000001.wal")).unwrap();
+        live.set_len(keep).unwrap();
+        let after = log.emit(Severity::Critical, b"after");
+        assert!(after.is_durable(), "{after:?}");
+        assert_eq!(log.status().segment, 2);
+        assert!(log.close(WAIT).is_durable());
+        let report = reader::verify(scratch.path()).unwrap();
+        assert_eq!(report.violations.first().map(|found| found.segment), Some(1), "{report:?}");
+        let found: Vec<_> = reader::records(scratch.path()).unwrap().filter_map(Result::ok).collect();
+        assert!(found.iter().any(|record| record.leaf == b"after" && Some(record.seq) == after.seq()));
+        let told = found.iter().find(|record| record.kind == Kind::Storage).unwrap();
+        assert!(String::from_utf8_lossy(&told.leaf).contains("keeping a segment whole"));
+    }
+}
+
+#[test]
 fn a_directory_removed_under_us_is_made_again() {
     let report = disturbed("rmdir", |dir| std::fs::remove_dir_all(dir).unwrap());
     assert!(report.is_intact(), "{report:?}");

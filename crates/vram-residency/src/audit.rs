@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
@@ -108,6 +108,8 @@ pub enum AuditEvent<'a> {
     ServiceStopped { reason: &'a str },
     /// Somebody with access to the manager is about to damage a bit on purpose, to see that it is found.
     FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
+    /// The log could not be opened until now, and so many records before this one are lost.
+    RecordsLost { count: u64, reason: Text<'a> },
 }
 
 impl AuditEvent<'_> {
@@ -126,6 +128,7 @@ impl AuditEvent<'_> {
             | Self::ShardUnsealed { .. }
             | Self::ShardResealed { .. }
             | Self::ScrubStopped { .. }
+            | Self::RecordsLost { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
             Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
@@ -193,13 +196,28 @@ pub type Tap = dyn Fn(Option<u64>, &[u8]) + Send + Sync;
 
 enum Destination {
     Log(AuditLog),
-    /// The log could not be opened; every event is counted as lost.
-    Broken {
-        dir: PathBuf,
-        reason: OpenError,
-    },
+    /// The log could not be opened when it should have been.
+    Broken(Box<Broken>),
     Off,
 }
+
+/// A log that could not be opened. Until it can, every event is counted as lost.
+struct Broken {
+    dir: PathBuf,
+    reason: OpenError,
+    options: Options,
+    again: Mutex<Again>,
+    opened: OnceLock<AuditLog>,
+}
+
+/// When it is tried again, and how long to wait after that; times are on the monotonic clock.
+struct Again {
+    at: Duration,
+    wait: Duration,
+}
+
+/// The longest time between two attempts.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// How an audit trail is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,12 +250,17 @@ impl AuditTrail {
     }
 
     /// Opens the log, or goes on without it when that fails: sealing and verifying work, every event counts as lost,
-    /// and [`AuditTrail::health`] and every shard's state say so.
+    /// and [`AuditTrail::health`] and every shard's state say so. It is tried again, at most every 5 s; when it works, the
+    /// first record says how many are lost.
     #[must_use]
     pub fn open_or_degraded(dir: &Path, options: Options) -> Self {
-        Self::try_open(dir, options).unwrap_or_else(|(reason, metrics, clock)| {
+        Self::try_open(dir, options.clone()).unwrap_or_else(|(reason, metrics, clock)| {
             tracing::error!(dir = %dir.display(), %reason, "the audit log cannot be opened; events are being lost");
-            let destination = Destination::Broken { dir: dir.to_owned(), reason };
+            let options = Options { observer: Some(Arc::clone(&metrics) as _), ..options };
+            let wait = options.retry_after;
+            let again = Mutex::new(Again { at: clock.monotonic().saturating_add(wait), wait });
+            let broken = Broken { dir: dir.to_owned(), reason, options, again, opened: OnceLock::new() };
+            let destination = Destination::Broken(Box::new(broken));
             Self { inner: Arc::new(Inner { destination, metrics, clock, tap: OnceLock::new() }) }
         })
     }
@@ -269,11 +292,7 @@ impl AuditTrail {
     /// # Errors
     /// [`TrailError`] where it is not, within `timeout`.
     pub fn flush(&self, timeout: Duration) -> Result<(), TrailError> {
-        match &self.inner.destination {
-            Destination::Log(log) => TrailError::of_flush(log.flush(timeout)),
-            Destination::Broken { .. } => Err(TrailError::NotOpen),
-            Destination::Off => Ok(()),
-        }
+        self.end_with(|log| log.flush(timeout))
     }
 
     /// Flushes and closes the log. Later events count as lost.
@@ -281,49 +300,81 @@ impl AuditTrail {
     /// # Errors
     /// [`TrailError`] where not everything is on disk within `timeout`.
     pub fn close(&self, timeout: Duration) -> Result<(), TrailError> {
+        self.end_with(|log| log.close(timeout))
+    }
+
+    fn end_with(&self, end: impl FnOnce(&AuditLog) -> Outcome) -> Result<(), TrailError> {
+        match (self.log(), &self.inner.destination) {
+            (Some(log), _) => TrailError::of_flush(end(log)),
+            (None, Destination::Off) => Ok(()),
+            (None, _) => Err(TrailError::NotOpen),
+        }
+    }
+
+    /// The log, where it is open.
+    fn log(&self) -> Option<&AuditLog> {
         match &self.inner.destination {
-            Destination::Log(log) => TrailError::of_flush(log.close(timeout)),
-            Destination::Broken { .. } => Err(TrailError::NotOpen),
-            Destination::Off => Ok(()),
+            Destination::Log(log) => Some(log),
+            Destination::Broken(broken) => broken.opened.get(),
+            Destination::Off => None,
         }
     }
 
     /// Whether records are being kept.
     #[must_use]
     pub fn health(&self) -> TrailHealth {
-        match &self.inner.destination {
-            Destination::Log(log) => match log.status() {
-                Status { degraded: Some(reason), .. } => TrailHealth::Failing(reason.to_string()),
-                Status { closed: true, .. } => TrailHealth::Failing("the audit log was closed".to_owned()),
-                _ => TrailHealth::Good,
-            },
-            Destination::Broken { reason, .. } => TrailHealth::Failing(reason.to_string()),
-            Destination::Off => TrailHealth::Off,
+        match (self.log().map(AuditLog::status), &self.inner.destination) {
+            (Some(Status { degraded: Some(reason), .. }), _) => TrailHealth::Failing(reason.to_string()),
+            (Some(Status { closed: true, .. }), _) => TrailHealth::Failing("the audit log was closed".to_owned()),
+            (Some(_), _) => TrailHealth::Good,
+            (None, Destination::Broken(broken)) => TrailHealth::Failing(broken.reason.to_string()),
+            (None, _) => TrailHealth::Off,
         }
     }
 
     /// Whether records are being lost now. The same as [`AuditTrail::health`], without words: allocates nothing and waits
     /// for nobody.
     pub(crate) fn is_failing(&self) -> bool {
-        match &self.inner.destination {
-            Destination::Log(log) => log.is_failing(),
-            Destination::Broken { .. } => true,
-            Destination::Off => false,
+        match (self.log(), &self.inner.destination) {
+            (Some(log), _) => log.is_failing(),
+            (None, Destination::Broken(_)) => true,
+            (None, _) => false,
         }
     }
 
     /// Records lost so far. Allocates nothing.
-    pub(crate) fn lost_records(&self) -> u64 {
+    #[must_use]
+    pub fn lost_records(&self) -> u64 {
         self.inner.metrics.lost()
     }
 
     /// The log's own figures, where it is open.
     #[must_use]
     pub fn log_status(&self) -> Option<Status> {
-        match &self.inner.destination {
-            Destination::Log(log) => Some(log.status()),
-            Destination::Broken { .. } | Destination::Off => None,
+        self.log().map(AuditLog::status)
+    }
+
+    /// Tries to open a log that could not be opened before, if it is time to. Its first record tells of the loss.
+    pub(crate) fn mend(&self, origin: Origin<'_>) {
+        let Destination::Broken(broken) = &self.inner.destination else { return };
+        if broken.opened.get().is_some() {
+            return;
         }
+        let Ok(mut again) = broken.again.try_lock() else { return };
+        let now = self.monotonic();
+        if now < again.at {
+            return;
+        }
+        again.wait = again.wait.saturating_mul(2).min(MAX_WAIT);
+        again.at = now.saturating_add(again.wait);
+        let Ok(log) = AuditLog::open(&broken.dir, broken.options.clone()) else { return };
+        tracing::info!(dir = %broken.dir.display(), "the audit log could be opened at last");
+        let lost = AuditEvent::RecordsLost { count: self.lost_records(), reason: Text(&broken.reason) };
+        self.with_leaf(origin, &lost, |leaf| {
+            let outcome = log.emit(lost.severity(), leaf);
+            self.show(outcome.seq(), leaf);
+        });
+        let _ = broken.opened.set(log);
     }
 
     /// Nanoseconds since 1970-01-01 UTC by the wall clock; 0 before it.
@@ -340,18 +391,15 @@ impl AuditTrail {
     /// Writes an event down. Critical ones are on disk when this returns well.
     pub(crate) fn emit(&self, origin: Origin<'_>, event: &AuditEvent<'_>) -> Result<(), TrailError> {
         let severity = event.severity();
-        let log = match &self.inner.destination {
-            Destination::Log(log) => log,
-            Destination::Broken { .. } => {
-                self.inner.metrics.count_emit();
-                self.inner.metrics.count_failure(severity);
-                self.show_unkept(origin, event);
-                return Err(TrailError::NotOpen);
-            }
-            Destination::Off => {
-                self.show_unkept(origin, event);
+        self.mend(origin);
+        let Some(log) = self.log() else {
+            self.show_unkept(origin, event);
+            if matches!(self.inner.destination, Destination::Off) {
                 return Ok(());
             }
+            self.inner.metrics.count_emit();
+            self.inner.metrics.count_failure(severity);
+            return Err(TrailError::NotOpen);
         };
         let outcome = self.with_leaf(origin, event, |leaf| {
             let outcome = log.emit(severity, leaf);
@@ -424,7 +472,7 @@ impl fmt::Debug for AuditTrail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner.destination {
             Destination::Log(_) => f.write_str("AuditTrail(open)"),
-            Destination::Broken { dir, .. } => write!(f, "AuditTrail(broken: {})", dir.display()),
+            Destination::Broken(broken) => write!(f, "AuditTrail(not open at first: {})", broken.dir.display()),
             Destination::Off => f.write_str("AuditTrail(off)"),
         }
     }
@@ -435,7 +483,7 @@ impl fmt::Debug for AuditTrail {
 #[non_exhaustive]
 pub enum TrailError {
     /// The log could not be opened when the worker started.
-    #[error("the audit log could not be opened, so nothing is recorded; see the first error and restart")]
+    #[error("the audit log could not be opened, so nothing is recorded; mend what its first error says")]
     NotOpen,
     /// The disk did not answer in time; the record is queued and counted as late.
     #[error("the audit record was not on disk at its deadline; it is queued and counted as late")]

@@ -11,7 +11,7 @@ use crate::shard::ShardState;
 #[non_exhaustive]
 pub enum NotFresh {
     /// A check failed, could not be carried out, or is not on record.
-    #[error("the shard is {}; see its last fault, or verify it", state.as_str())]
+    #[error("the shard is {}; {}", state.as_str(), remedy(*state))]
     State {
         /// Where the shard stands.
         state: ShardState,
@@ -26,6 +26,18 @@ pub enum NotFresh {
         /// What was asked for.
         max_age: Duration,
     },
+}
+
+fn remedy(state: ShardState) -> &'static str {
+    match state {
+        ShardState::Quarantined => "see its last fault, and repair it or release it",
+        ShardState::Failed => "see its last fault, and release it and load it from a good file",
+        ShardState::Repairing => "wait until its repair is through",
+        ShardState::Suspect => "see its last fault",
+        ShardState::Sealed | ShardState::Verified | ShardState::Unverified => {
+            "see whether the continuous check and the audit log work, or verify it"
+        }
+    }
 }
 
 /// Times are nanoseconds on the monotonic clock of the shard's manager.

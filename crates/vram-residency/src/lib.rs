@@ -72,8 +72,10 @@ mod shard_id;
 pub use damage::{BlockDamage, DamageKind, Fault};
 pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
-pub use loader::Progress;
-pub use manager::{ManagerOptions, RepairReport, SealRequest, ServiceEvent, Unsealed, Verified, VramManager};
+pub use loader::{Cancelled, Progress};
+pub use manager::{
+    ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed, Verified, VramManager,
+};
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};
 pub use shard_id::{MAX_SHARD_ID, ShardId, ShardIdError};

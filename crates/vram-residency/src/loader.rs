@@ -12,16 +12,23 @@ use crate::model::{ModelError, Source, read_exact_at};
 /// Called with the number of bytes that have just become resident, from several threads.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
+/// Asked now and then, from several threads, whether the loading should stop.
+pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// A source that fills a region.
 pub(crate) struct Loader<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) progress: Option<Progress<'a>>,
     pub(crate) sha256: Option<&'a OrderedSha256>,
+    pub(crate) cancelled: Option<Cancelled<'a>>,
 }
 
 impl Fill for Loader<'_> {
     fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let turn = self.sha256.map(|sha| Turn { sha, offset, taken: false });
+        if self.cancelled.is_some_and(|cancelled| cancelled()) {
+            return Err(io::Error::other("it was asked to stop"));
+        }
         read_exact_at(self.source, offset, buffer).map_err(cause)?;
         if let Some(turn) = turn {
             turn.take(buffer)?;
@@ -124,7 +131,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waiting =
                 scope.spawn(|| Turn { sha: &sha256, offset: BLOCK_BYTES, taken: false }.take(b"second block"));
-            let loader = Loader { source: &b"".as_slice(), progress: None, sha256: Some(&sha256) };
+            let loader = Loader { source: &b"".as_slice(), progress: None, sha256: Some(&sha256), cancelled: None };
             loader.abandon();
             assert!(waiting.join().unwrap().is_err());
         });

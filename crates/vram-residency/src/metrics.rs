@@ -210,6 +210,16 @@ impl ShardMetrics {
         self.residency.set(1.0);
         self.protection.set(1.0);
     }
+
+    /// The shard is gone: nothing of it may look as if it were there. An exporter that forgets idle gauges forgets these.
+    pub(crate) fn end(&self) {
+        for gauge in [&self.oldest, &self.bytes, &self.residency, &self.protection] {
+            gauge.set(0.0);
+        }
+        for (_, gauge) in &self.states {
+            gauge.set(0.0);
+        }
+    }
 }
 
 /// Handles of the audit trail's metrics, moved by the log itself, also for records that fail later.

@@ -128,7 +128,7 @@ pub(crate) struct Shard {
     lost_records: AtomicU64,
     pub(crate) freshness: Freshness,
     last_fault: Mutex<Option<Box<Fault>>>,
-    /// Blocks that were damaged on purpose and not found yet.
+    /// Blocks that were damaged on purpose and were not well since.
     drilled: Mutex<Vec<u64>>,
 }
 
@@ -213,12 +213,14 @@ impl Shard {
         self.drilled.lock().unwrap_or_else(PoisonError::into_inner).push(block);
     }
 
-    /// Whether a block was damaged on purpose since this was last asked.
-    pub(crate) fn was_drilled(&self, block: u64) -> bool {
-        let mut drilled = self.drilled.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = drilled.len();
-        drilled.retain(|known| *known != block);
-        drilled.len() != before
+    /// Whether a block was damaged on purpose and not well since.
+    pub(crate) fn is_drilled(&self, block: u64) -> bool {
+        self.drilled.lock().unwrap_or_else(PoisonError::into_inner).contains(&block)
+    }
+
+    /// A block is as sealed, so no drill is left in it.
+    pub(crate) fn end_drill(&self, block: u64) {
+        self.drilled.lock().unwrap_or_else(PoisonError::into_inner).retain(|drilled| *drilled != block);
     }
 
     pub(crate) fn set_fault(&self, fault: Fault) {

@@ -15,9 +15,12 @@ use serde_json::Value;
 use sim::{Mode, Rules, SimClock, SimDevice, SimSource};
 use support::{WORKER, host, id, key};
 use vram_residency::audit::AuditTrail;
+use vram_residency::model::{Format, ModelFile};
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
-use vram_residency::{DamageKind, Error, ManagerOptions, NotFresh, Policy, SealedShard, ShardState, VramManager};
+use vram_residency::{
+    DamageKind, Error, ManagerOptions, NotFresh, Policy, SealRequest, SealedShard, ShardState, VramManager,
+};
 
 const PERIOD: Duration = Duration::from_secs(60);
 
@@ -329,8 +332,16 @@ fn unseal_and_reseal_are_on_record_and_give_the_new_bytes_a_new_digest() {
     let scrubber = lab.scrubber(|_| ());
     let (shard, _) = lab.seal(&scrubber, &weights(5000));
     let (before, held) = (shard.digest(), shard.clone());
-    assert!(matches!(lab.manager.unseal(shard, "too early"), Err(Error::InUse { .. })));
+    let refused = lab.manager.unseal(shard, "too early").unwrap_err();
+    assert!(matches!(refused.error, Error::InUse { .. }));
+    drop(refused);
     assert_eq!(held.state(), ShardState::Sealed);
+    // A reason that cannot be recorded is no way to lose a shard.
+    let refused = lab.manager.unseal(held, "two\nlines").unwrap_err();
+    assert!(matches!(refused.error, Error::ControlCharacter { .. }), "{refused:?}");
+    let held = refused.shard;
+    lab.manager.verify_sealed(&held).unwrap();
+    assert!(!lab.events().iter().any(|event| event == "ShardUnsealed" || event == "VramDeallocated"));
     let mut unsealed = lab.manager.unseal(held, "merge of an adapter").unwrap();
     let duplicate = lab.manager.seal_model(id("shard-1"), "model", b"x");
     assert!(matches!(duplicate, Err(Error::DuplicateShard { .. })), "the name is still taken");
@@ -351,6 +362,61 @@ fn unseal_and_reseal_are_on_record_and_give_the_new_bytes_a_new_digest() {
     drop(lab.manager.unseal(shard, "no more").unwrap());
     assert_eq!(lab.manager.capacity().used_bytes, 0);
     lab.manager.seal_model(id("shard-1"), "model", b"x").unwrap();
+}
+
+#[test]
+fn a_fault_that_nobody_repairs_is_one_fault_however_often_it_is_found() {
+    let lab = Lab::new(OnFailure::Log);
+    let scrubber = lab.scrubber(|_| ());
+    let (shard, source) = lab.seal(&scrubber, &weights(5000));
+    lab.flip(&shard, 77);
+    for _ in 0..5 {
+        lab.pass(&scrubber, PERIOD);
+        assert_eq!(shard.state(), ShardState::Suspect);
+    }
+    assert_eq!(lab.manager.device_quarantined(), None);
+    // Made well and damaged again, it is the second.
+    lab.manager.repair(&shard, &*source).unwrap();
+    lab.pass(&scrubber, PERIOD);
+    lab.flip(&shard, 77);
+    lab.pass(&scrubber, PERIOD);
+    assert!(lab.manager.device_quarantined().is_some());
+}
+
+#[test]
+fn a_drill_says_nothing_about_the_device_whoever_repairs_it() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let scrubber = lab.scrubber(|_| ());
+    let (shard, _) = lab.seal(&scrubber, &weights(5000));
+    for _ in 0..5 {
+        lab.manager.inject_fault(&shard, 77, 3).unwrap();
+        lab.pass(&scrubber, PERIOD);
+        assert_eq!(shard.state(), ShardState::Quarantined);
+        scrubber.repair_now(&shard).unwrap();
+    }
+    assert_eq!((lab.manager.device_quarantined(), shard.state()), (None, ShardState::Verified));
+}
+
+#[test]
+fn what_cannot_be_resealed_can_be_tried_again() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let scrubber = lab.scrubber(|_| ());
+    let (shard, _) = lab.seal(&scrubber, &weights(5000));
+    let (name, dir) = (*shard.shard_id(), support::disk_dir());
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        ModelFile::open(&path, Some(Format::Raw)).unwrap()
+    };
+    let (large, small) = (file("large", &vec![1; 65 << 20]), file("small", b"new weights"));
+    let unsealed = lab.manager.unseal(shard, "an update").unwrap();
+    let request = SealRequest::new(name, "model");
+    let refused = unsealed.reseal_file(&large, &request).unwrap_err();
+    assert!(matches!(refused.error, Error::Device(_)), "{refused:?}");
+    assert_eq!((refused.unsealed.bytes(), lab.manager.capacity().used_bytes), (0, 0));
+    let shard = refused.unsealed.reseal_file(&small, &request).unwrap();
+    assert_eq!(shard.digest(), vram_residency::digest::Digest::of(b"new weights"));
+    assert_eq!(lab.record("ShardResealed")["reason"], "an update");
 }
 
 #[test]

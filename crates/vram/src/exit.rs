@@ -54,7 +54,12 @@ impl From<Error> for Failure {
         let kind = match &error {
             Error::Device(device) => device_kind(device),
             Error::Model(_) => "model",
-            Error::ShardId(_) | Error::Digest(_) | Error::Text { .. } => "usage",
+            Error::ShardId(_)
+            | Error::Digest(_)
+            | Error::Text { .. }
+            | Error::ControlCharacter { .. }
+            | Error::Bit { .. }
+            | Error::Scrub { .. } => "usage",
             Error::DuplicateShard { .. } | Error::ForeignShard { .. } => "shard",
             Error::Secret(_) => "key",
             Error::Unexpected { .. } => "unexpected-digest",

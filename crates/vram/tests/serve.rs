@@ -86,6 +86,82 @@ fn fail_closed_refuses_until_somebody_repairs() {
 }
 
 #[test]
+fn drills_and_faults_that_are_only_logged_do_not_cost_the_device() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--allow-drill"]);
+    for _ in 0..4 {
+        daemon.told(&["drill", "small-bin"]);
+        daemon.until("it is quarantined", |status| state(status, "small-bin") == "QUARANTINED");
+        daemon.told(&["repair", "small-bin"]);
+    }
+    assert_eq!(daemon.told(&["status"])["device"]["quarantined"], Value::Null);
+    drop(daemon);
+    let daemon = Daemon::start(&home, &["--allow-drill", "--on-failure", "log"]);
+    daemon.told(&["drill", "small-bin"]);
+    let status = daemon.until("it was found in three passes", |status| status["scrub"]["faults"].as_u64() > Some(3));
+    assert_eq!((state(&status, "small-bin"), state(&status, "big-bin")), ("SUSPECT", "VERIFIED"));
+    assert_eq!(status["device"]["quarantined"], Value::Null);
+}
+
+#[test]
+fn a_signal_is_heard_while_models_are_loaded() {
+    let home = Home::new();
+    let model = home.path("large.bin");
+    std::fs::File::create(&model).unwrap().set_len(3 << 30).unwrap();
+    let mut command = home.command();
+    command.args(["serve", "--format", "raw", "--listen", "127.0.0.1:0", "--socket"]).arg(home.path("s")).arg(&model);
+    let mut child = Ended(command.env_remove("NOTIFY_SOCKET").stdout(std::process::Stdio::null()).spawn().unwrap());
+    let begun = std::time::Instant::now();
+    while !home.events_so_far().iter().any(|event| event == "VramAllocated") {
+        assert!(begun.elapsed() < support::daemon::WAIT);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let status = std::process::Command::new("kill").args(["-TERM", &child.0.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert!(child.0.wait().unwrap().success());
+    assert_eq!(home.events().last().map(String::as_str), Some("ServiceStopped"));
+    assert!(!home.path("s").exists());
+}
+
+#[test]
+fn one_socket_has_one_daemon_even_if_somebody_removes_it() {
+    let home = Home::new();
+    let mut daemon = Daemon::start(&home, &[]);
+    std::fs::remove_file(&daemon.socket).unwrap();
+    let other = Home::new();
+    let second = other.run([
+        "serve".as_ref(),
+        "--listen".as_ref(),
+        "127.0.0.1:0".as_ref(),
+        "--socket".as_ref(),
+        daemon.socket.as_os_str(),
+    ]);
+    assert_eq!(second.code, 1, "{second:?}");
+    assert!(second.stderr.contains("another daemon has"), "{second:?}");
+    // What somebody else puts there is not taken away.
+    std::fs::write(&daemon.socket, "not ours").unwrap();
+    daemon.stop();
+    assert_eq!(std::fs::read(home.path("s")).unwrap(), b"not ours");
+}
+
+#[test]
+fn a_log_that_could_not_be_opened_is_opened_when_it_can_be() {
+    let home = Home::new();
+    // Something is in its way.
+    let obstacle = home.file("state/vram/audit", b"no directory");
+    let mut daemon = Daemon::start(&home, &[]);
+    let status = daemon.told(&["status"]);
+    assert_eq!((&status["ready"], &status["audit"]["health"]), (&json!(false), &json!("failing")));
+    assert!(status["audit"]["lost"].as_u64() > Some(0), "{status}");
+    std::fs::remove_file(obstacle).unwrap();
+    daemon.until("it is kept and ready", |status| status["ready"] == true && status["audit"]["health"] == "good");
+    daemon.stop();
+    let lost = home.events().iter().position(|event| event == "RecordsLost");
+    assert!(lost.is_some_and(|place| place < 2), "{:?}", home.events());
+    assert_eq!(home.run(["audit", "verify"]).code, 0);
+}
+
+#[test]
 fn stop_worker_ends_the_daemon_with_the_exit_code_of_integrity() {
     let home = Home::new();
     let mut daemon = Daemon::start(&home, &["--on-failure", "stop-worker", "--allow-drill"]);
@@ -108,6 +184,12 @@ fn shards_come_go_and_change_at_run_time() {
     daemon.told(&["release", "more-bin-2"]);
     assert_eq!(daemon.ask(&["release", "more-bin-2"]).code, 1);
 
+    // A reason that cannot be recorded is no way to lose a model.
+    for reason in ["", "two\nlines", &"x".repeat(4097)] {
+        let refused = daemon.ask(&["unseal", "more-bin", "--reason", reason]);
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert_eq!(daemon.told(&["verify", "more-bin"])[0]["shard_id"], "more-bin");
+    }
     daemon.told(&["unseal", "more-bin", "--reason", "an update"]);
     assert_eq!(daemon.get("/readyz").status, 503);
     assert_eq!(daemon.ask(&["reseal", "big-bin"]).code, 1, "it is sealed");
@@ -118,6 +200,16 @@ fn shards_come_go_and_change_at_run_time() {
     let resealed = daemon.told(&["reseal", "more-bin"]);
     assert_eq!(resealed["digest"], format!("blake3:{}", blake3::hash(&[8; 6000]).to_hex()));
     daemon.until("ready with the new bytes", |status| status["ready"] == true);
+
+    // What is no model leaves the shard unsealed, and that can be given up.
+    daemon.told(&["unseal", "more-bin", "--reason", "another update"]);
+    std::fs::remove_file(&more).unwrap();
+    assert_eq!(daemon.ask(&["reseal", "more-bin"]).code, 1);
+    assert_eq!(daemon.told(&["release", "more-bin"])["reason"], "another update");
+    daemon.until("ready without it", |status| status["ready"] == true);
+    let shown = daemon.get("/metrics").body;
+    let of_it: Vec<_> = shown.lines().filter(|line| line.contains("shard=\"more-bin\"")).collect();
+    assert!(of_it.iter().all(|line| line.ends_with(" 0")), "nothing of it looks as if it were there: {of_it:?}");
     daemon.stop();
     let events = home.events();
     assert!(events.iter().any(|event| event == "ShardUnsealed") && events.iter().any(|event| event == "ShardResealed"));
@@ -186,14 +278,26 @@ fn what_cannot_start_says_why() {
     let daemon = Daemon::start(&home, &[]);
     let socket = daemon.socket.to_str().unwrap().to_owned();
     let taken = home.run(["serve", "--socket", &socket, "--listen", "127.0.0.1:0"]);
-    assert!(taken.code == 1 && taken.stderr.contains("a daemon answers"), "{taken:?}");
+    assert!(taken.code == 1 && taken.stderr.contains("another daemon has"), "{taken:?}");
+    // Everything of the other's: the daemon is what he should hear of, not the port.
+    let same = home.run(["serve", "--socket", &socket, "--listen", &daemon.address]);
+    assert!(same.code == 1 && same.stderr.contains("another daemon has"), "{same:?}");
     let port = home.run(["serve", "--socket", "/tmp/vram-test-unused", "--listen", &daemon.address]);
     assert!(port.code == 1 && port.stderr.contains("--listen"), "{port:?}");
     let config = home.file("vram.toml", b"period = \"5s\"\nperiodd = 5\n");
     let wrong = home.run(["serve", "--config", config.to_str().unwrap()]);
     assert!(wrong.code == 2 && wrong.stderr.contains("vram.toml:2"), "{wrong:?}");
-    let period = home.run(["serve", "--period", "5 parsecs"]);
-    assert_eq!(period.code, 2, "{period:?}");
+    let endless = home.run(["serve", "--config", "/dev/zero"]);
+    assert!(endless.code == 1 && endless.stderr.contains("regular file"), "{endless:?}");
+    for period in ["5 parsecs", "0s"] {
+        let wrong = home.run(["serve", "--period", period]);
+        assert!(wrong.code == 2 && wrong.stderr.contains("100ms"), "{wrong:?}");
+    }
+    // White space at the end does not make it long.
+    let token = home.file("token", format!("a{}", "\n".repeat(39)).as_bytes());
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let short = home.run(["serve", "--listen", "127.0.0.1:0", "--token-file", token.to_str().unwrap()]);
+    assert!(short.code == 1 && short.stderr.contains("32 or more letters"), "{short:?}");
     let nobody = home.run(["status", "--socket", "/tmp/vram-test-unused"]);
     assert!(nobody.code == 1 && nobody.stderr.contains("vram serve"), "{nobody:?}");
 }

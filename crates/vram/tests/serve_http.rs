@@ -151,7 +151,7 @@ fn records_are_streamed_as_they_are_made() {
     let mut daemon = Daemon::start(&home, &["--allow-drill"]);
     let mut stream = TcpStream::connect(&daemon.address).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
-    write!(stream, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    write!(stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let (mut seen, mut buffer) = (String::new(), [0; 4096]);
     // The head is there, so the stream has begun.
     while !seen.contains("\r\n\r\n") {
@@ -182,13 +182,13 @@ fn garbage_on_both_doors_leaves_it_serving() {
     };
     let heads: [&str; 8] = [
         "GET ",
-        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n{",
+        "POST /v1/shards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{",
         "\r\n\r\n",
         "\0\0\0\0",
-        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]",
-        "POST /v1/shards/big-bin/drill HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
-        "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        "DELETE /v1/shards/%00%ff HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /v1/shards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]",
+        "POST /v1/shards/big-bin/drill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+        "GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        "DELETE /v1/shards/%00%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ];
     for round in 0..150 {
         let mut bytes = heads[round % heads.len()].as_bytes().to_vec();
@@ -206,12 +206,12 @@ fn garbage_on_both_doors_leaves_it_serving() {
         daemon.raw_port(&bytes);
         daemon.raw_socket(&bytes);
     }
-    let huge = format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(100_000));
+    let huge = format!("GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "a".repeat(100_000));
     let back = String::from_utf8_lossy(&daemon.raw_port(huge.as_bytes())).into_owned();
     assert!(!back.contains("200 OK"), "{back}");
     let body = "a".repeat(70_000);
     let large = format!(
-        "POST /v1/shards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/shards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     let back = String::from_utf8_lossy(&daemon.raw_socket(large.as_bytes())).into_owned();
@@ -222,7 +222,7 @@ fn garbage_on_both_doors_leaves_it_serving() {
     let streams: Vec<_> = (0..8)
         .map(|_| {
             let mut stream = TcpStream::connect(&daemon.address).unwrap();
-            write!(stream, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            write!(stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
             let mut head = [0; 12];
             stream.read_exact(&mut head).unwrap();
             assert_eq!(&head, b"HTTP/1.1 200");
@@ -243,4 +243,43 @@ fn garbage_on_both_doors_leaves_it_serving() {
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     assert_eq!(daemon.get("/v1/status").json()["ready"], true);
+}
+
+#[test]
+fn clients_that_do_not_read_or_do_not_ask_shut_nobody_out() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--max-connections", "8"]);
+    let mut crowd = Vec::new();
+    for number in 0..24 {
+        let mut stream = TcpStream::connect(&daemon.address).unwrap();
+        match number % 3 {
+            0 => {
+                for _ in 0..200 {
+                    let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                }
+            }
+            1 => stream.write_all(b"GET /me").unwrap(),
+            _ => {}
+        }
+        crowd.push(stream);
+        assert_eq!(daemon.get("/healthz").status, 200, "beside {} others", crowd.len());
+    }
+    assert_eq!(daemon.told(&["status"])["ready"], true);
+}
+
+#[test]
+fn a_local_port_answers_only_to_this_machines_names() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let ask = |host: &str| {
+        let request = format!("GET /v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        String::from_utf8(daemon.raw_port(request.as_bytes())).unwrap()
+    };
+    for host in ["localhost", "LocalHost:9810", "127.0.0.1", "127.0.0.1:1", "[::1]:9810", "[::1]"] {
+        assert!(ask(host).starts_with("HTTP/1.1 200"), "{host}");
+    }
+    for host in ["evil.example.com", "localhost.example.com", "127.0.0.1.example.com:9810", "10.0.0.1"] {
+        let answer = ask(host);
+        assert!(answer.starts_with("HTTP/1.1 421") && !answer.contains("worker_id"), "{host}: {answer}");
+    }
 }

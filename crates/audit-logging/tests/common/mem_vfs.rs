@@ -351,7 +351,8 @@ impl VfsFile for MemFile {
         let mut state = self.vfs.lock_state();
         state.plain("fstat")?;
         let links = state.names.values().filter(|&&inode| inode == self.inode).count() as u64;
-        Ok(Identity { device: 1, inode: self.inode, links })
+        let bytes = state.inodes[&self.inode].data.len() as u64;
+        Ok(Identity { device: 1, inode: self.inode, links, bytes })
     }
 }
 
@@ -417,10 +418,11 @@ impl Vfs for MemVfs {
         let mut state = self.lock_state();
         state.plain("stat")?;
         if state.dirs.contains(path) {
-            return Ok(Identity { device: 1, inode: u64::MAX, links: 2 });
+            return Ok(Identity { device: 1, inode: u64::MAX, links: 2, bytes: 0 });
         }
         let inode = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Identity { device: 1, inode, links: 1 })
+        let bytes = state.inodes[&inode].data.len() as u64;
+        Ok(Identity { device: 1, inode, links: 1, bytes })
     }
 
     fn lock(&self, _path: &Path) -> io::Result<Locked> {

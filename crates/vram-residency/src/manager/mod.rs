@@ -21,7 +21,7 @@ mod verify;
 
 pub use repair::RepairReport;
 pub use sealing::SealRequest;
-pub use unseal::Unsealed;
+pub use unseal::{NotResealed, NotUnsealed, Unsealed};
 pub use verify::Verified;
 
 /// How long an operation whose record is required waits for the disk.
@@ -220,6 +220,11 @@ impl Worker {
             Recorded::Kept => Ok(()),
             Recorded::Lost => Err(Error::Audit(TrailError::Lost)),
         }
+    }
+
+    /// Has a log opened that could not be opened before, if it is time to try.
+    pub(crate) fn mend_trail(&self) {
+        self.trail.mend(Origin { worker_id: &self.worker_id, device: self.device.info() });
     }
 
     /// Records an event next to a failure that is returned in any case.

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use zeroize::Zeroizing;
+
 use super::{VramManager, Worker, verify};
 use crate::audit::{AuditEvent, Text};
 use crate::damage::{BlockDamage, DamageKind, Difference, kind_alone, search_budget};
@@ -157,11 +159,13 @@ impl Worker {
     }
 
     /// The bytes of a block from the source, held against the seal.
-    fn good(&self, shard: &Shard, source: &dyn Source, block: u64) -> Result<Vec<u8>, RepairFailure> {
+    fn good(&self, shard: &Shard, source: &dyn Source, block: u64) -> Result<Zeroizing<Vec<u8>>, RepairFailure> {
         let bytes = shard.statement.bytes;
         let range = block_range(bytes, block);
         let sealed = shard.sealed_value(block).ok_or(RepairFailure::SourceDiffers)?;
-        let mut good = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        // Weights stay nowhere but in their region.
+        let mut good = Zeroizing::new(vec![0; length]);
         read_exact_at(source, range.start, &mut good).map_err(RepairFailure::Source)?;
         if block_value(bytes, block, &good) == Some(sealed) { Ok(good) } else { Err(RepairFailure::SourceDiffers) }
     }

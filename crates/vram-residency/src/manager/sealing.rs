@@ -7,7 +7,7 @@ use crate::audit::{AuditEvent, Text};
 use crate::device::{DeviceError, Fill, Region, StagedRegion};
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
 use crate::error::Error;
-use crate::loader::{Loader, OrderedSha256, Progress};
+use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
 use crate::model::{ModelFile, TensorTable};
 use crate::policy::Violation;
 use crate::seal::{Signature, Statement};
@@ -33,13 +33,15 @@ pub struct SealRequest<'a> {
     pub expect: Option<Expected>,
     /// Told of bytes that arrived.
     pub progress: Option<Progress<'a>>,
+    /// Asked whether to stop; a file is then given up and nothing of it stays resident.
+    pub cancelled: Option<Cancelled<'a>>,
 }
 
 impl<'a> SealRequest<'a> {
     /// A request for the only shard of a model, with nothing expected.
     #[must_use]
     pub const fn new(shard_id: ShardId, model_ref: &'a str) -> Self {
-        Self { shard_id, model_ref, shard_index: 0, shard_count: 1, expect: None, progress: None }
+        Self { shard_id, model_ref, shard_index: 0, shard_count: 1, expect: None, progress: None, cancelled: None }
     }
 
     /// The same for one of several shards.
@@ -58,6 +60,12 @@ impl<'a> SealRequest<'a> {
     #[must_use]
     pub const fn reporting(self, progress: Progress<'a>) -> Self {
         Self { progress: Some(progress), ..self }
+    }
+
+    /// The same, given up where `cancelled` says so while a file is loaded.
+    #[must_use]
+    pub const fn unless(self, cancelled: Cancelled<'a>) -> Self {
+        Self { cancelled: Some(cancelled), ..self }
     }
 }
 
@@ -109,7 +117,12 @@ impl VramManager {
             Some(Expected::Sha256(_)) => Some(OrderedSha256::default()),
             Some(Expected::Blake3(_)) | None => None,
         };
-        let loader = Loader { source: file.source(), progress: request.progress, sha256: sha256.as_ref() };
+        let loader = Loader {
+            source: file.source(),
+            progress: request.progress,
+            sha256: sha256.as_ref(),
+            cancelled: request.cancelled,
+        };
         let contents = Contents {
             bytes: file.len(),
             fill: &loader,

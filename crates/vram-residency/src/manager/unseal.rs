@@ -11,7 +11,7 @@ use crate::device::{DeviceError, Region};
 use crate::digest::{Digest, merge};
 use crate::error::Error;
 use crate::model::{ModelFile, TensorTable};
-use crate::shard::{Home, SealedShard};
+use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
 use super::SealRequest;
@@ -32,38 +32,71 @@ pub struct Unsealed {
     region: Option<Box<dyn Region>>,
 }
 
+/// The shard stays as it was, and here it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotUnsealed {
+    /// The shard, sealed as before.
+    pub shard: SealedShard,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// Nothing is resident under the name, but it can be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotResealed {
+    /// The name without memory: [`Unsealed::reseal_file`] may follow.
+    pub unsealed: Unsealed,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
 impl VramManager {
     /// Gives up the seal of a shard so that its bytes may be changed: a merged adapter, an update of a training run. The
-    /// record of it, with the reason (1 to 4096 bytes), comes first.
+    /// record of it, with the reason (1 to 4096 bytes without control characters), comes first.
     ///
     /// # Errors
-    /// [`Error::InUse`] where somebody else holds a clone and does not let go within a second, [`Error::Text`],
-    /// [`Error::Audit`] where the record is lost. The shard stays sealed then, and this clone of it is given up.
-    pub fn unseal(&self, shard: SealedShard, reason: &str) -> Result<Unsealed, Error> {
-        self.own(&shard)?;
-        check_text("reason", reason)?;
+    /// [`NotUnsealed`] with the shard, which stays sealed, and the reason: [`Error::InUse`] where somebody else holds a
+    /// clone and does not let go within a second, [`Error::Text`], [`Error::ForeignShard`], [`Error::Audit`] where the
+    /// record is lost.
+    pub fn unseal(&self, shard: SealedShard, reason: &str) -> Result<Unsealed, Box<NotUnsealed>> {
+        let refuse = |shard, error| Err(Box::new(NotUnsealed { shard, error }));
+        if let Err(error) = self.own(&shard).and_then(|()| check_text("reason", reason)) {
+            return refuse(shard, error);
+        }
         let shard_id = *shard.shard_id();
-        let mut inner = shard.inner;
-        let mut waited = Duration::ZERO;
-        let mut shard = loop {
-            // Whoever checks a block holds it for a moment, too.
-            match Arc::try_unwrap(inner) {
-                Ok(shard) => break shard,
-                Err(held) if waited < PATIENCE => {
-                    inner = held;
-                    std::thread::sleep(LOOK_AGAIN);
-                    waited = waited.saturating_add(LOOK_AGAIN);
-                }
-                Err(_held) => return Err(Error::InUse { shard_id: Box::new(shard_id) }),
+        let in_use = || Error::InUse { shard_id: Box::new(shard_id) };
+        if !is_alone(&shard.inner) {
+            return refuse(shard, in_use());
+        }
+        let digest = shard.digest();
+        if let Err(error) = self.worker.record_first(&AuditEvent::ShardUnsealed { shard_id: &shard_id, digest, reason })
+        {
+            return refuse(shard, error);
+        }
+        match take(shard.inner) {
+            Ok(shard) => Ok(self.without_seal(shard, reason)),
+            Err(inner) => {
+                // Somebody took a clone in between, and what is on record did not come about.
+                let shard = SealedShard { inner };
+                let reason = "kept as it was: still in use";
+                let event = AuditEvent::ShardResealed { shard_id: &shard_id, previous: digest, digest, reason };
+                let recorded = self.worker.record_first(&event);
+                refuse(shard, recorded.err().unwrap_or_else(in_use))
             }
-        };
-        let previous = shard.statement.digest;
-        self.worker.record_first(&AuditEvent::ShardUnsealed { shard_id: &shard_id, digest: previous, reason })?;
+        }
+    }
+
+    fn without_seal(&self, mut shard: Shard, reason: &str) -> Unsealed {
+        let shard_id = shard.statement.shard_id;
         tracing::info!(%shard_id, reason, "unsealed");
         let region = shard.region.take();
         let statement = &shard.statement;
         self.worker.past().remember(shard_id, statement.bytes, shard.values.clone());
-        Ok(Unsealed {
+        Unsealed {
             worker: Arc::clone(&self.worker),
             part: Some(Part {
                 shard_id,
@@ -72,11 +105,40 @@ impl VramManager {
                 count: statement.shard_count,
             }),
             shard_id,
-            previous,
+            previous: statement.digest,
             reason: reason.into(),
             table: shard.table.clone(),
             region,
-        })
+        }
+    }
+}
+
+/// Waits for a while until nobody else holds the shard. Whoever checks a block holds it for a moment, too.
+fn is_alone(shard: &Arc<Shard>) -> bool {
+    let mut waited = Duration::ZERO;
+    while Arc::strong_count(shard) > 1 {
+        if waited >= PATIENCE {
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+        waited = waited.saturating_add(LOOK_AGAIN);
+    }
+    true
+}
+
+/// Takes the shard out, within a while.
+fn take(mut shared: Arc<Shard>) -> Result<Shard, Arc<Shard>> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(shard) => return Ok(shard),
+            Err(held) if waited < PATIENCE => {
+                shared = held;
+                std::thread::sleep(LOOK_AGAIN);
+                waited = waited.saturating_add(LOOK_AGAIN);
+            }
+            Err(held) => return Err(held),
+        }
     }
 }
 
@@ -147,14 +209,17 @@ impl Unsealed {
     /// Gives the memory back and seals a file under the same name instead.
     ///
     /// # Errors
-    /// As [`VramManager::seal_file`]. Nothing stays resident then.
-    pub fn reseal_file(mut self, file: &ModelFile, request: &SealRequest<'_>) -> Result<SealedShard, Error> {
+    /// [`NotResealed`], with the reason as of [`VramManager::seal_file`]. Nothing stays resident then, and another file may
+    /// be tried.
+    pub fn reseal_file(mut self, file: &ModelFile, request: &SealRequest<'_>) -> Result<SealedShard, Box<NotResealed>> {
         self.give_back();
         let manager = VramManager { worker: Arc::clone(&self.worker) };
         let request = SealRequest { shard_id: self.shard_id, ..*request };
-        let shard = manager.seal_file(file, &request)?;
-        self.worker.record_first(&self.resealed(shard.digest()))?;
-        Ok(shard)
+        let sealed = manager.seal_file(file, &request).and_then(|shard| {
+            self.worker.record_first(&self.resealed(shard.digest()))?;
+            Ok(shard)
+        });
+        sealed.map_err(|error| Box::new(NotResealed { unsealed: self, error }))
     }
 
     fn resealed(&self, digest: Digest) -> AuditEvent<'_> {

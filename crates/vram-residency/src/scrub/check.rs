@@ -77,6 +77,7 @@ impl Core {
         let found = match verdict {
             Ok(false) => {
                 shard.freshness.checked(job.block, began_ns);
+                self.is_well(shard, job.block);
                 Found::AsSealed
             }
             Ok(true) => {

@@ -138,7 +138,6 @@ impl Core {
         let wall = self.worker.trail.wall_ns();
         let mut guard = self.lanes();
         let Lanes { lanes, chance } = &mut *guard;
-        lanes.retain(|lane| lane.shard.strong_count() > 0);
         let mut first: Option<(u64, Job)> = None;
         let mut next_look = now.saturating_add(self.pass_ns);
         for lane in lanes {

@@ -11,21 +11,40 @@ const REMEMBERED: usize = 1 << 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    faults: HashMap<(ShardId, u64), u32>,
+    /// How often a block was found damaged, and whether it still is.
+    faults: HashMap<(ShardId, u64), Faults>,
     /// When blocks were repaired within the last day, the oldest first.
     repairs: VecDeque<u64>,
 }
 
+#[derive(Debug, Default)]
+struct Faults {
+    count: u32,
+    open: bool,
+}
+
 impl Ledger {
-    /// A block was found damaged. Says why the device should be given up, if so.
+    /// A block was found damaged. One that was not as sealed in between has still the same fault. Says why the device
+    /// should be given up, if so.
     pub(super) fn fault(&mut self, shard_id: ShardId, block: u64, options: &ScrubOptions) -> Option<String> {
         if self.faults.len() >= REMEMBERED && !self.faults.contains_key(&(shard_id, block)) {
             return None;
         }
         let faults = self.faults.entry((shard_id, block)).or_default();
-        *faults = faults.saturating_add(1);
-        (options.repeat_faults > 0 && *faults >= options.repeat_faults)
-            .then(|| format!("block {block} of '{shard_id}' was damaged {faults} times"))
+        if std::mem::replace(&mut faults.open, true) {
+            return None;
+        }
+        faults.count = faults.count.saturating_add(1);
+        let count = faults.count;
+        (options.repeat_faults > 0 && count >= options.repeat_faults)
+            .then(|| format!("block {block} of '{shard_id}' was damaged {count} times"))
+    }
+
+    /// A block was found as sealed, or made so again.
+    pub(super) fn well(&mut self, shard_id: ShardId, block: u64) {
+        if let Some(faults) = self.faults.get_mut(&(shard_id, block)) {
+            faults.open = false;
+        }
     }
 
     /// So many blocks were repaired. Says why the device should be given up, if so.
@@ -53,6 +72,8 @@ mod tests {
         assert_eq!(ledger.fault(id("a"), 1, &options), None);
         assert_eq!(ledger.fault(id("a"), 2, &options), None);
         assert_eq!(ledger.fault(id("b"), 1, &options), None);
+        assert_eq!(ledger.fault(id("a"), 1, &options), None, "nobody repaired it: the same fault, found again");
+        ledger.well(id("a"), 1);
         assert!(ledger.fault(id("a"), 1, &options).unwrap().contains("block 1 of 'a'"));
 
         let hour = DAY_NS / 24;
@@ -63,6 +84,7 @@ mod tests {
 
         let never = ScrubOptions { repeat_faults: 0, repairs_per_day: 0, ..options };
         for _ in 0..9 {
+            ledger.well(id("a"), 1);
             assert_eq!((ledger.fault(id("a"), 1, &never), ledger.repairs(9, 30 * hour, &never)), (None, None));
         }
     }

@@ -34,7 +34,7 @@ pub use budget::{Budget, ParseBudgetError};
 use self::core::Core;
 
 /// The shortest and the longest period.
-const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(366 * 86_400);
+pub const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(366 * 86_400);
 
 /// How often and how hard to check, and when to give a device up.
 #[derive(Debug, Clone)]
@@ -62,6 +62,26 @@ impl Default for ScrubOptions {
             repairs_per_day: 3,
             seed: None,
         }
+    }
+}
+
+impl ScrubOptions {
+    /// Whether every option is within its bounds. Starting checks the same.
+    ///
+    /// # Errors
+    /// [`Error::Scrub`] with the first that is not.
+    pub fn check(&self) -> Result<(), Error> {
+        let refuse = |setting, value: &dyn fmt::Display, limit| {
+            Err(Error::Scrub { setting, value: value.to_string().into(), limit })
+        };
+        if !PERIODS.contains(&self.period) {
+            let value = format!("{:?}", self.period);
+            return refuse("period", &value, "between 100 ms and 366 days");
+        }
+        if !self.budget.is_sound() {
+            return refuse("budget", &self.budget, "a share above 0 % and at most 100 %, or a speed");
+        }
+        Ok(())
     }
 }
 
@@ -166,16 +186,7 @@ impl Scrubber {
     /// # Errors
     /// As [`Scrubber::start`].
     pub fn manual(manager: &VramManager, options: ScrubOptions) -> Result<Self, Error> {
-        let refuse = |setting, value: &dyn fmt::Display, limit| {
-            Err(Error::Scrub { setting, value: value.to_string().into(), limit })
-        };
-        if !PERIODS.contains(&options.period) {
-            let value = format!("{:?}", options.period);
-            return refuse("period", &value, "between 100 ms and 366 days");
-        }
-        if !options.budget.is_sound() {
-            return refuse("budget", &options.budget, "a share above 0 % and at most 100 %, or a speed");
-        }
+        options.check()?;
         let core = Arc::new(Core::new(manager, options)?);
         core.record_start()?;
         Ok(Self { core, ending: Arc::default(), threads: Mutex::default(), stopped: AtomicBool::new(false) })

@@ -53,13 +53,13 @@ impl Core {
             lane.faults = lane.faults.saturating_add(1);
         }
         // A drill says nothing about the hardware.
-        let drill = shard.was_drilled(block);
+        let drill = shard.is_drilled(block);
         let shard_id = shard.statement.shard_id;
         let too_often = if drill { None } else { self.ledger().fault(shard_id, block, &self.options) };
         match (self.worker.policy.on_failure, source) {
             (OnFailure::Repair, Some(source)) => {
                 // What goes wrong is on record and in the shard's state.
-                let _ = self.repair_after(shard, source, drill.then_some(block));
+                let _ = self.repair(shard, source);
             }
             (OnFailure::Repair, None) => {
                 let _ = self.worker.describe(shard, block, None);
@@ -80,26 +80,27 @@ impl Core {
         }
     }
 
+    /// Repairs, and counts what was repaired but for blocks that were damaged on purpose.
     fn repair(&self, shard: &Arc<Shard>, source: &dyn Source) -> Result<RepairReport, Error> {
-        self.repair_after(shard, source, None)
-    }
-
-    /// Repairs, and counts what was repaired but for a block that was damaged on purpose.
-    fn repair_after(&self, shard: &Arc<Shard>, source: &dyn Source, drill: Option<u64>) -> Result<RepairReport, Error> {
         let report = self.worker.repair(shard, source)?;
         self.totals.repairs.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
         if let Some(lane) = self.lanes().of(shard) {
             lane.repairs = lane.repairs.saturating_add(report.repaired.len() as u64);
         }
-        let accidents = report
-            .repaired
-            .iter()
-            .filter(|damage| drill != Some(damage.block) && !shard.was_drilled(damage.block))
-            .count();
+        let accidents = report.repaired.iter().filter(|damage| !shard.is_drilled(damage.block)).count();
+        for damage in &report.repaired {
+            self.is_well(shard, damage.block);
+        }
         let too_many = self.ledger().repairs(accidents, self.worker.now_ns(), &self.options);
         if let Some(reason) = too_many.filter(|_| accidents > 0) {
             self.worker.quarantine_device(&reason);
         }
         Ok(report)
+    }
+
+    /// A block is as sealed: whatever is found in it later is another fault.
+    pub(super) fn is_well(&self, shard: &Shard, block: u64) {
+        shard.end_drill(block);
+        self.ledger().well(shard.statement.shard_id, block);
     }
 }

@@ -13,15 +13,24 @@ impl Core {
     /// Records who has become late or is so no longer, and shows every gauge.
     pub(super) fn look(&self) {
         let now = self.worker.now_ns();
+        self.worker.mend_trail();
         let mut changed: Vec<(Arc<Shard>, Duration, bool)> = Vec::new();
         let mut shards = 0_u32;
         {
             let mut lanes = self.lanes();
+            // Those whose shard is gone end first: another may have the same name by now.
+            for gone in lanes.lanes.extract_if(.., |lane| lane.shard.strong_count() == 0) {
+                gone.metrics.end();
+            }
             for lane in &mut lanes.lanes {
                 let Some(shard) = lane.shard.upgrade() else { continue };
                 shards = shards.saturating_add(1);
                 let oldest = shard.freshness.oldest_age(now);
                 lane.metrics.show(shard.stands(), shard.statement.bytes, oldest);
+                // Of one that is known to be damaged there is more to say than that.
+                if shard.state().is_out() {
+                    continue;
+                }
                 let late = shard.freshness.is_late(|| now);
                 if late != lane.late {
                     lane.late = late;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use vram_residency::ShardId;
 use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
-use vram_residency::scrub::Budget;
+use vram_residency::scrub::{Budget, PERIODS};
 
 use super::{Bytes, DeviceChoice};
 
@@ -38,7 +38,8 @@ pub(crate) struct ServeOptions {
     pub(crate) format: Option<Format>,
     /// Where HTTP is answered [default: 127.0.0.1:9810].
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "text")]
+    pub(crate) listen: Option<Listen>,
     /// The control socket [default: $XDG_RUNTIME_DIR/vram.sock, else vram.sock in the state directory].
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -224,7 +225,20 @@ pub(crate) enum Control {
     },
 }
 
+/// Where to listen: `127.0.0.1:9810`, `[::1]:9810`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) SocketAddr);
+
+impl FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| "an address is IP:PORT, such as 127.0.0.1:9810")
+    }
+}
+
 /// A time: `60s`, `500ms`, `5m`, `1h`.
+/// Within what the continuous check takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Period(pub(crate) Duration);
 
@@ -232,7 +246,7 @@ impl FromStr for Period {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const SHAPE: &str = "a time is a whole number with ms, s, m or h behind it";
+        const SHAPE: &str = "a period is a whole number with ms, s, m or h behind it, from 100ms to 8784h";
         let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at_checked(digits).ok_or(SHAPE)?;
         let factor = match unit.trim() {
@@ -243,7 +257,8 @@ impl FromStr for Period {
             _ => return Err(SHAPE),
         };
         let number: u64 = number.parse().map_err(|_| SHAPE)?;
-        number.checked_mul(factor).map(|ms| Self(Duration::from_millis(ms))).ok_or(SHAPE)
+        let period = number.checked_mul(factor).map(Duration::from_millis).filter(|period| PERIODS.contains(period));
+        period.map(Self).ok_or(SHAPE)
     }
 }
 
@@ -256,7 +271,7 @@ mod tests {
         for (text, ms) in [("60s", 60_000), ("500ms", 500), ("5m", 300_000), ("1h", 3_600_000)] {
             assert_eq!(text.parse(), Ok(Period(Duration::from_millis(ms))), "{text}");
         }
-        for text in ["", "5", "s", "-1s", "1.5s", "99999999999999999999s", "5 parsecs"] {
+        for text in ["0s", "99ms", "8785h", "", "5", "s", "-1s", "1.5s", "99999999999999999999s", "5 parsecs"] {
             assert!(text.parse::<Period>().is_err(), "{text}");
         }
     }
@@ -267,7 +282,7 @@ mod tests {
             toml::from_str("listen = \"127.0.0.1:1\"\nperiod = \"5s\"\nallow_drill = true").unwrap();
         let flags = ServeOptions { period: Some(Period(Duration::from_secs(9))), ..ServeOptions::default() };
         let both = flags.over(file);
-        assert_eq!(both.listen, Some("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(both.listen, Some(Listen("127.0.0.1:1".parse().unwrap())));
         assert_eq!((both.period, both.allow_drill), (Some(Period(Duration::from_secs(9))), true));
         assert!(toml::from_str::<ServeOptions>("perod = \"5s\"").is_err(), "an unknown key is refused");
         assert!(toml::from_str::<ServeOptions>("period = \"5 parsecs\"").is_err());

@@ -16,6 +16,9 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Out, Style, printable};
 use crate::serve;
 
+/// How long an answer may take.
+const LOOK_TIME: Duration = Duration::from_secs(30);
+const WORK_TIME: Duration = Duration::from_secs(24 * 3600);
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 << 20;
 
@@ -140,18 +143,28 @@ fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure
 
 /// Exit 3 where a shard is damaged.
 fn judge(answer: &Value) -> Result<(), Failure> {
-    let shards = answer.get("shards").and_then(Value::as_array);
+    let one = std::slice::from_ref(answer);
+    let shards = answer.get("shards").and_then(Value::as_array).map_or(one, Vec::as_slice);
     let state = |shard: &Value| shard.get("state").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let damaged = |state: &str| matches!(state, "SUSPECT" | "QUARANTINED" | "REPAIRING" | "FAILED");
-    let count = match shards {
-        Some(shards) => shards.iter().filter(|shard| damaged(&state(shard))).count(),
-        None => usize::from(damaged(&state(answer))),
-    };
-    if count == 0 {
+    let states: Vec<String> = shards.iter().map(state).filter(|state| is_damaged(state)).collect();
+    if states.is_empty() {
         return Ok(());
     }
-    let message = format!("{} damaged; vram audit show tells what happened, vram repair SHARD mends it", are(count));
+    let lost =
+        answer.get("device").and_then(|device| device.get("quarantined")).is_some_and(|reason| !reason.is_null());
+    let remedy = if lost {
+        "the device is quarantined: restart the daemon, and replace the device if it happens again"
+    } else if states.iter().any(|state| state == "FAILED") {
+        "what FAILED is mended by vram release and vram load from a good file"
+    } else {
+        "vram repair SHARD mends it"
+    };
+    let message = format!("{} damaged; vram audit show tells what happened; {remedy}", are(states.len()));
     Err(Failure { in_report: true, ..Failure::integrity("damaged", message) })
+}
+
+fn is_damaged(state: &str) -> bool {
+    matches!(state, "SUSPECT" | "QUARANTINED" | "REPAIRING" | "FAILED")
 }
 
 fn are(count: usize) -> String {
@@ -183,7 +196,12 @@ impl Daemon {
     /// Asks, and returns what is answered.
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let text = body.map(|body| serde_json::to_vec(body).unwrap_or_default());
-        let (status, answer) = self.runtime.block_on(self.send(method, path, text))?;
+        // Looking is quick; what is to be done may take as long as it takes.
+        let limit = if method == Method::GET { LOOK_TIME } else { WORK_TIME };
+        let (status, answer) = self.runtime.block_on(async {
+            let answer = tokio::time::timeout(limit, self.send(method, path, text)).await;
+            answer.unwrap_or_else(|_| Err(self.silent(limit)))
+        })?;
         let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
         if status.is_success() {
             return Ok(value);
@@ -230,6 +248,13 @@ impl Daemon {
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
         Ok((status, body.map_err(|_| self.odd("too much"))?.to_bytes()))
+    }
+
+    fn silent(&self, limit: Duration) -> Failure {
+        let shown = self.socket.display();
+        let message =
+            format!("the daemon at {shown} does not answer within {limit:?}; see whether its process is stopped");
+        Failure::new("daemon", message)
     }
 
     fn odd(&self, what: &str) -> Failure {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::output::{Out, Style, printable, size};
+use crate::output::{Out, Style, printable, rfc3339, size};
 
 fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or("-")
@@ -71,6 +71,9 @@ pub(super) fn status(status: &Value, out: &Out) {
         number(audit, "lost"),
         printable(text(audit, "dir"))
     ));
+    if let Some(reason) = audit.get("reason").and_then(Value::as_str) {
+        out.line(format_args!("          {}", printable(reason)));
+    }
     let shards: Vec<&Value> = part("shards").as_array().into_iter().flatten().collect();
     let width = shards.iter().map(|shard| text(shard, "shard_id").len()).max().unwrap_or(0).clamp(5, 60);
     if !shards.is_empty() {
@@ -118,6 +121,10 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     ));
     out.line(format_args!("  faults      {}, {} repaired", number(shard, "faults"), number(shard, "repairs")));
     out.line(format_args!("  last fault  {}", fault(shard)));
+    if let Some(fault) = shard.get("last_fault").filter(|fault| !fault.is_null()) {
+        let (from, until) = (number(fault, "suspect_from_ns"), number(fault, "found_ns"));
+        out.line(format_args!("  suspect     from {} to {}", rfc3339(from), rfc3339(until)));
+    }
 }
 
 fn fault(shard: &Value) -> String {

@@ -9,6 +9,16 @@ use zeroize::Zeroizing;
 use crate::exit::Failure;
 use crate::state;
 
+/// Characters of a token, at least.
+const SHORTEST: usize = 32;
+/// How to make one: 32 characters that may stand in a header.
+const MAKE_TOKEN: &str = "head -c 24 /dev/urandom | base64 > FILE; chmod 600 FILE";
+
+/// What is said of a key, said of a token.
+fn retold(message: &str) -> String {
+    message.replacen("the seal key", "the token", 1).replace(state::MAKE_KEY, MAKE_TOKEN)
+}
+
 /// A secret that requests must show. Never printed.
 pub(super) struct Token(Zeroizing<Vec<u8>>);
 
@@ -17,22 +27,21 @@ impl Token {
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let cannot = |error: std::io::Error| {
             let shown = path.display();
-            Failure::new(
-                "token",
-                format!("the token {shown} cannot be opened: {error}; make it with: {}", state::MAKE_KEY),
-            )
+            Failure::new("token", format!("the token {shown} cannot be opened: {error}; make it with: {MAKE_TOKEN}"))
         };
         let file = state::open_key(path).map_err(cannot)?;
-        let mut secret = state::read_secret(path, &file)
-            .map_err(|failure| Failure::new("token", failure.message.replacen("the seal key", "the token", 1)))?;
+        let mut secret =
+            state::read_secret(path, &file).map_err(|failure| Failure::new("token", retold(&failure.message)))?;
         while secret.last().is_some_and(u8::is_ascii_whitespace) {
             secret.pop();
         }
-        if secret.is_empty() || !secret.iter().all(u8::is_ascii_graphic) {
+        if secret.len() < SHORTEST || !secret.iter().all(u8::is_ascii_graphic) {
             let shown = path.display();
             return Err(Failure::new(
                 "token",
-                format!("the token {shown} cannot stand in a header; write 32 or more letters and digits into it"),
+                format!(
+                    "the token {shown} must have {SHORTEST} or more letters and digits; make it with: {MAKE_TOKEN}"
+                ),
             ));
         }
         Ok(Self(secret))

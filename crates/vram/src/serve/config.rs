@@ -1,5 +1,7 @@
 //! What the daemon is told: flags over the configuration file over defaults.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::jobs::Rules;
 /// Prometheus' registry of ports has no other exporter there.
 const PORT: u16 = 9810;
 const CONNECTIONS: u16 = 64;
+/// Bytes of a configuration file, at most.
+const LARGEST: u64 = 1 << 20;
 
 /// Everything decided.
 #[derive(Debug)]
@@ -63,7 +67,7 @@ impl Settings {
         Ok(Self {
             files: chosen.files,
             format: chosen.format,
-            listen: chosen.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))),
+            listen: chosen.listen.map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), |listen| listen.0),
             socket: chosen.socket.map_or_else(socket::default_path, Ok)?,
             token_file: chosen.token_file,
             on_failure: chosen.on_failure.unwrap_or_default(),
@@ -88,8 +92,8 @@ impl Settings {
 
 fn read(path: &std::path::Path) -> Result<ServeOptions, Failure> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Failure::new("config", format!("the configuration {shown} cannot be read: {error}; check the path"))
+    let text = read_text(path).map_err(|error| {
+        Failure::new("config", format!("the configuration {shown} cannot be read: {error}; name a file in TOML"))
     })?;
     toml::from_str(&text).map_err(|error| {
         let line =
@@ -98,4 +102,15 @@ fn read(path: &std::path::Path) -> Result<ServeOptions, Failure> {
         let what = error.message().replace('\n', " ");
         Failure::usage(format!("{shown}:{line}: {what}; vram serve --help lists every key as a flag, with - for _"))
     })
+}
+
+/// The text of a regular file that is as large as a configuration may be.
+fn read_text(path: &std::path::Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    file.take(LARGEST.saturating_add(1)).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST { Err(io::Error::other("it is larger than 1 MiB")) } else { Ok(text) }
 }

@@ -1,7 +1,8 @@
 //! Connections: how many, how long, how large. What they ask is answered in [`super::routes`].
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -10,12 +11,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 
 /// How long a client may take for the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 /// How large that may be.
 const HEAD_BYTES: usize = 16 << 10;
+/// How long a client may leave an answer unread.
+const READ_TIME: Duration = Duration::from_secs(10);
 /// How long a connection may last, streams of events included: clients connect again.
 const LIFE: Duration = Duration::from_secs(3600);
 /// How long to wait after an accept that failed, for instance because descriptors ran out.
@@ -49,10 +54,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = std::io::Result<Option<S>>>,
 {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    loop {
+    let mut talks = JoinSet::new();
+    // Those in progress, the oldest first; dropping an entry ends it.
+    let open: Arc<Mutex<BTreeMap<u64, oneshot::Sender<()>>>> = Arc::default();
+    for number in 0.. {
         let accepted = tokio::select! {
             accepted = accept() => accepted,
+            Some(_) = talks.join_next() => continue,
             _ = ended.changed() => break,
         };
         let stream = match accepted {
@@ -63,28 +71,42 @@ where
                 continue;
             }
         };
-        // One too many is closed at once: waiting would let a crowd of idle connections shut everybody out.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (router, ended) = (router.clone(), ended.clone());
-        tokio::spawn(async move {
-            converse(stream, router, ended).await;
-            drop(place);
+        let (alive, evicted) = oneshot::channel();
+        {
+            let mut open = lock(&open);
+            // The oldest goes: whoever asks and reads is through in no time, so a crowd that does not shuts itself out.
+            while open.len() >= limits.connections && open.pop_first().is_some() {}
+            open.insert(number, alive);
+        }
+        let (router, ended, open) = (router.clone(), ended.clone(), Arc::clone(&open));
+        talks.spawn(async move {
+            tokio::select! {
+                () = converse(stream, router, ended) => {}
+                _ = evicted => {}
+            }
+            lock(&open).remove(&number);
         });
     }
-    // Every place is free again when every connection has ended.
-    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
-    let _ = places.acquire_many(all).await;
+    while talks.join_next().await.is_some() {}
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn converse<S>(stream: S, router: Router, mut ended: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // A client that does not read what it asked for is not waited for.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(READ_TIME));
+    let stream = TokioIo::new(Box::pin(stream));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(stream, TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // What a client does wrong is its own affair.

@@ -27,11 +27,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use vram_residency::device::HugePages;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
-use vram_residency::{Policy, ServiceEvent, ShardState};
+use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
 
 use self::config::Settings;
 use self::registry::Registry;
@@ -77,15 +77,22 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         .build()
         .map_err(cannot_start)?;
     // Both doors first: whoever cannot get them should not load for minutes before he hears of it.
+    let control = socket::Control::bind(&settings.socket)?;
     let listener = runtime.block_on(TcpListener::bind(settings.listen)).map_err(|error| {
         let listen = settings.listen;
         Failure::new("listen", format!("{listen} cannot be listened on: {error}; choose another address with --listen"))
     })?;
     let listen = listener.local_addr().map_err(cannot_start)?;
-    let control = {
+    // Heard from here on, also while models are loaded, and by a process that is the first in its container.
+    let asked = {
         let _entered = runtime.enter();
-        socket::Control::bind(&settings.socket)?
+        listen_for_signals().map_err(cannot_start)?
     };
+    if !listen.ip().is_loopback() {
+        out.warn(format_args!(
+            "warning: {listen} can be reached from other machines, without encryption; who may is for a firewall to say"
+        ));
+    }
 
     let exporter = telemetry::install()?;
     let device = session::host_device(&settings.host, HugePages::Ask)?;
@@ -106,11 +113,17 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone()));
 
-    let bar = progress_bar(&jobs, out);
-    for job in jobs {
-        registry.load(job, &|bytes| bar.inc(bytes))?;
+    if let Err(failure) = load_all(&registry, jobs, &asked, out) {
+        let _ = registry.close("a model could not be loaded");
+        trail.close(out)?;
+        return Err(failure);
     }
-    bar.finish_and_clear();
+    let stopped = *asked.borrow();
+    if let Some(signal) = stopped {
+        out.line(format_args!("stopping: {signal}, before every model was loaded"));
+        registry.close(signal)?;
+        return trail.close(out).map(drop);
+    }
     warn_of_budget(&registry, out);
 
     let limits = http::Limits { connections: settings.max_connections.into() };
@@ -119,21 +132,20 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         events: events.clone(),
         exporter: exporter.clone(),
         token: token.map(Arc::new),
+        local: listen.ip().is_loopback(),
     };
     let (end, ended) = watch::channel(false);
     let open = routes::public(served.clone());
     let full = routes::control(served);
-    let doors = runtime.block_on(async {
-        let signals = Signals::new().map_err(cannot_start)?;
+    let (http, unix) = runtime.block_on(async {
         let http = tokio::spawn(http::serve_tcp(listener, open, limits, ended.clone()));
         let unix = tokio::spawn(http::serve_unix(control.listener()?, full, limits, ended));
-        Ok::<_, Failure>((signals, http, unix))
+        Ok::<_, Failure>((http, unix))
     })?;
-    let (mut signals, http, unix) = doors;
     announce(&registry, &settings, listen, out);
     tell_manager(&[NotifyState::Ready, NotifyState::Status("watching")]);
 
-    let why = runtime.block_on(stay(&registry, &mut signals, &exporter, out));
+    let why = runtime.block_on(stay(&registry, asked, &exporter, out));
     tell_manager(&[NotifyState::Stopping]);
     out.line(format_args!("stopping: {}", why.reason()));
     events.close();
@@ -154,6 +166,21 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
             Err(Failure::integrity("stop-worker", format!("the policy stopped the worker: {reason}")))
         }
     }
+}
+
+/// Makes every model resident, unless the daemon is asked to stop meanwhile: then those that are stay for the moment.
+fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out) -> Result<(), Failure> {
+    let is_asked = || asked.borrow().is_some();
+    let bar = progress_bar(&jobs, out);
+    for job in jobs {
+        match registry.load(job, &|bytes| bar.inc(bytes), &is_asked) {
+            Ok(_) => {}
+            Err(_) if is_asked() => break,
+            Err(failure) => return Err(failure),
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
 }
 
 fn scrub_options(settings: &Settings) -> ScrubOptions {
@@ -234,20 +261,38 @@ impl Why {
     }
 }
 
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+/// The signal that asks the daemon to stop, once it came.
+type Asked = watch::Receiver<Option<&'static str>>;
+
+fn listen_for_signals() -> std::io::Result<Asked> {
+    let (told, asked) = watch::channel(None);
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+        // The terminal is gone. There is nothing to reload: a restart proves everything anew.
+        (SignalKind::hangup(), "SIGHUP"),
+    ] {
+        let (mut signal, told) = (signal(kind)?, told.clone());
+        tokio::spawn(async move {
+            if signal.recv().await.is_some() {
+                told.send_replace(Some(name));
+            }
+        });
+    }
+    Ok(asked)
 }
 
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
+/// What was said of a shard.
+#[derive(Clone, Copy, PartialEq)]
+struct Told {
+    state: ShardState,
+    faults: u64,
+    repairs: u64,
 }
 
 /// Looks around until there is a reason to stop: tells people what changes, and systemd that all is well.
-async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &PrometheusHandle, out: &Out) -> Why {
-    let mut told: BTreeMap<String, ShardState> = BTreeMap::new();
+async fn stay(registry: &Arc<Registry>, mut asked: Asked, exporter: &PrometheusHandle, out: &Out) -> Why {
+    let mut told: BTreeMap<ShardId, Told> = BTreeMap::new();
     let mut pace = tokio::time::interval(PACE);
     let (mut kicked, mut swept) = (tokio::time::Instant::now(), tokio::time::Instant::now());
     let mut watchdog_usec = 0;
@@ -255,8 +300,9 @@ async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &Promet
         .then(|| Duration::from_micros(watchdog_usec).checked_div(3).unwrap_or_default());
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return Why::Asked("SIGTERM"),
-            _ = signals.interrupt.recv() => return Why::Asked("SIGINT"),
+            asked = asked.wait_for(Option::is_some) => {
+                return Why::Asked(asked.ok().and_then(|signal| *signal).unwrap_or("asked to"));
+            }
             _ = pace.tick() => {}
         }
         // Samples of histograms pile up until somebody sorts them, and it may be that nobody scrapes.
@@ -267,10 +313,13 @@ async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &Promet
         if let Some(reason) = registry.scrub_status().stop_requested {
             return Why::StopWorker(reason.into());
         }
-        for shard in registry.status().shards {
-            let id = shard.shard_id.to_string();
-            let before = told.insert(id, shard.state);
-            if before.is_some_and(|before| before != shard.state) || (before.is_none() && shard.state.is_damaged()) {
+        let shards = registry.status().shards;
+        told.retain(|id, _| shards.iter().any(|shard| shard.shard_id == *id));
+        for shard in shards {
+            let now = Told { state: shard.state, faults: shard.faults, repairs: shard.repairs };
+            let is_news = now.state.is_damaged() || now.faults > 0;
+            let before = told.insert(shard.shard_id, now);
+            if before.map_or(is_news, |before| before != now) {
                 tell(&shard, out);
             }
         }
@@ -287,7 +336,7 @@ async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &Promet
 fn tell(shard: &ShardView, out: &Out) {
     let style = if shard.state.is_damaged() { Style::Red } else { Style::Green };
     let state = out.styled(style, shard.state.as_str().to_uppercase());
-    match shard.last_fault.as_ref().filter(|_| shard.state.is_damaged()) {
+    match shard.last_fault.as_ref() {
         Some(fault) => out.line(format_args!(
             "{}  {state}  block {}{}: {}, {}",
             shard.shard_id,

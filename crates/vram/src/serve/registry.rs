@@ -9,10 +9,12 @@ use vram_residency::audit::TrailHealth;
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
 use vram_residency::scrub::{ScrubStatus, Scrubber};
-use vram_residency::{RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager};
+use vram_residency::{
+    Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager,
+};
 
 use super::config::Settings;
-use super::report::{AuditView, DeviceView, Drilled, Health, ShardView, StatusView, UnsealedView};
+use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
@@ -60,9 +62,9 @@ impl Registry {
         }
     }
 
-    /// Seals a file and watches it.
-    pub(super) fn load(&self, job: Job, progress: &(dyn Fn(u64) + Sync)) -> Result<ShardView, Failure> {
-        let request = job.request().reporting(progress);
+    /// Seals a file and watches it, unless it is told to stop.
+    pub(super) fn load(&self, job: Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<ShardView, Failure> {
+        let request = job.request().reporting(progress).unless(stop);
         let shard = self.manager.seal_file(&job.file, &request)?;
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(&verified);
@@ -77,7 +79,7 @@ impl Registry {
         let mut loaded = Vec::new();
         for job in jobs {
             let shard_id = job.shard_id;
-            match self.load(job, &|_| ()) {
+            match self.load(job, &|_| (), &|| false) {
                 Ok(view) => loaded.push(view),
                 Err(failure) => {
                     // A model is resident as a whole or not at all.
@@ -99,14 +101,19 @@ impl Registry {
         view
     }
 
-    pub(super) fn release(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
+    /// Gives a shard back, sealed or not.
+    pub(super) fn release(&self, shard_id: &ShardId) -> Result<Released, Failure> {
         let _changing = lock(&self.changing);
-        let shard = self.sealed(shard_id)?;
-        let view = self.view(&shard);
-        let place = lock(&self.places).remove(shard_id);
+        let place = lock(&self.places).remove(shard_id).ok_or_else(|| unknown(shard_id))?;
+        let released = match &place.held {
+            Held::Sealed(shard) => Released::Sealed(Box::new(self.view(shard))),
+            Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed))),
+            Held::Busy => return Err(busy(shard_id)),
+        };
         drop(place);
-        drop(shard);
-        Ok(view)
+        // The metrics follow at once.
+        self.scrubber.look();
+        Ok(released)
     }
 
     pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str) -> Result<UnsealedView, Failure> {
@@ -116,18 +123,13 @@ impl Registry {
         let Held::Sealed(shard) = held else { return Err(unknown(shard_id)) };
         match self.manager.unseal(shard, reason) {
             Ok(unsealed) => {
-                let view = UnsealedView { shard_id: *shard_id, bytes: unsealed.bytes(), reason: reason.to_owned() };
+                let view = unsealed_view(&unsealed);
                 self.replace(shard_id, Held::Unsealed(Box::new(unsealed)))?;
                 Ok(view)
             }
-            Err(error) => {
-                // Whoever else holds the shard keeps it alive; without anybody it is gone, and that is recorded.
-                let still = self.manager.list().into_iter().find(|shard| shard.shard_id() == shard_id);
-                match still {
-                    Some(shard) => drop(self.replace(shard_id, Held::Sealed(shard))?),
-                    None => drop(lock(&self.places).remove(shard_id)),
-                }
-                Err(error.into())
+            Err(refused) => {
+                self.replace(shard_id, Held::Sealed(refused.shard))?;
+                Err(refused.error.into())
             }
         }
     }
@@ -148,12 +150,15 @@ impl Registry {
         let model_ref = path.to_string_lossy().replace(char::is_control, "\u{fffd}");
         match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
             Ok(shard) => {
+                let view = self.keep(shard.clone(), &file);
                 self.manager.verify_sealed(&shard)?;
-                Ok(self.keep(shard, &file))
+                Ok(ShardView { state: shard.state(), ..view })
             }
-            Err(error) => {
-                lock(&self.places).remove(shard_id);
-                Err(error.into())
+            Err(refused) => {
+                self.replace(shard_id, Held::Unsealed(Box::new(refused.unsealed)))?;
+                let failure = Failure::from(refused.error);
+                let message = format!("{}; '{shard_id}' is still unsealed: reseal it or release it", failure.message);
+                Err(Failure { message, ..failure })
             }
         }
     }
@@ -170,7 +175,15 @@ impl Registry {
     }
 
     pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {
-        Ok(self.scrubber.repair_now(&self.sealed(shard_id)?)?)
+        let report = self.scrubber.repair_now(&self.sealed(shard_id)?)?;
+        match self.manager.device_quarantined() {
+            None => Ok(report),
+            Some(reason) => {
+                let blocks = jobs::count(report.repaired.len(), "block");
+                let message = format!("{blocks} of '{shard_id}' repaired, but the device is quarantined: {reason}");
+                Err(Failure::integrity("device-quarantined", message))
+            }
+        }
     }
 
     pub(super) fn drill(&self, shard_id: &ShardId, byte: Option<u64>, bit: Option<u8>) -> Result<Drilled, Failure> {
@@ -179,6 +192,12 @@ impl Registry {
             return Err(Failure::new("forbidden", message));
         }
         let shard = self.sealed(shard_id)?;
+        if let Some(byte) = byte.filter(|byte| *byte >= shard.bytes()) {
+            let bytes = shard.bytes();
+            return Err(Failure::usage(format!(
+                "'{shard_id}' has no byte {byte}; its {bytes} bytes are counted from 0"
+            )));
+        }
         let mut random = [0; 9];
         getrandom::fill(&mut random).map_err(|error| Failure::new("system", format!("no random numbers: {error}")))?;
         let [at @ .., which] = random;
@@ -197,11 +216,7 @@ impl Registry {
         for (shard_id, place) in &*lock(&self.places) {
             match &place.held {
                 Held::Sealed(shard) => shards.push(self.view(shard)),
-                Held::Unsealed(without) => unsealed.push(UnsealedView {
-                    shard_id: *shard_id,
-                    bytes: without.bytes(),
-                    reason: without.reason().to_owned(),
-                }),
+                Held::Unsealed(without) => unsealed.push(unsealed_view(without)),
                 Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
             }
         }
@@ -245,6 +260,9 @@ impl Registry {
             }
         }
         drop(places);
+        if let TrailHealth::Failing(reason) = self.manager.trail().health() {
+            reasons.push(format!("nothing is recorded: {reason}"));
+        }
         if let Some(reason) = self.manager.device_quarantined() {
             reasons.push(format!("the device is quarantined: {reason}"));
         }
@@ -300,7 +318,7 @@ impl Registry {
             reason,
             records: figure(|log| log.records),
             queued: figure(|log| log.queued),
-            lost: figure(|log| log.failures),
+            lost: trail.lost_records(),
             late: figure(|log| log.late),
         }
     }
@@ -332,7 +350,11 @@ impl Registry {
     fn sealed(&self, shard_id: &ShardId) -> Result<SealedShard, Failure> {
         match lock(&self.places).get(shard_id).map(|place| &place.held) {
             Some(Held::Sealed(shard)) => Ok(shard.clone()),
-            Some(_) => Err(Failure::new("shard", format!("'{shard_id}' is not sealed; reseal it first"))),
+            Some(Held::Unsealed(unsealed)) => Err(Failure::new(
+                "shard",
+                format!("'{shard_id}' is unsealed ({}); reseal it or release it", unsealed.reason()),
+            )),
+            Some(Held::Busy) => Err(busy(shard_id)),
             None => Err(unknown(shard_id)),
         }
     }
@@ -356,6 +378,14 @@ impl Registry {
 
 fn unknown(shard_id: &ShardId) -> Failure {
     Failure::new("unknown-shard", format!("there is no shard '{shard_id}'; vram status lists them"))
+}
+
+fn busy(shard_id: &ShardId) -> Failure {
+    Failure::new("busy", format!("'{shard_id}' is being unsealed or resealed; ask again when that is through"))
+}
+
+fn unsealed_view(unsealed: &Unsealed) -> UnsealedView {
+    UnsealedView { shard_id: *unsealed.shard_id(), bytes: unsealed.bytes(), reason: unsealed.reason().to_owned() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

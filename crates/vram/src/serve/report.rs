@@ -77,6 +77,14 @@ pub(crate) struct UnsealedView {
     pub(crate) reason: String,
 }
 
+/// What was given back.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Released {
+    Sealed(Box<ShardView>),
+    Unsealed(Box<UnsealedView>),
+}
+
 /// Whether the daemon is alive, or ready.
 #[derive(Debug, Serialize)]
 pub(crate) struct Health {

@@ -1,9 +1,11 @@
 //! Which request is answered by what.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     pub(super) events: Events,
     pub(super) exporter: PrometheusHandle,
     pub(super) token: Option<Arc<Token>>,
+    /// Whether the port can only be reached from this machine.
+    pub(super) local: bool,
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -41,7 +45,8 @@ pub(super) fn public(shared: Shared) -> Router {
     let guarded = Router::new()
         .route("/v1/shards/{id}/verify", post(verify))
         .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
-    finish(look().merge(guarded), shared)
+    let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
+    finish(look().merge(guarded), shared).layer(local)
 }
 
 /// For who may open the control socket: everything.
@@ -96,6 +101,27 @@ async fn plain(mut response: Response) -> Response {
     response
 }
 
+/// A page of somebody else's whose name leads to this machine is not to read what is answered here: on a local port, only
+/// requests that name this machine are answered.
+async fn for_this_machine(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    if !shared.local || host.is_none_or(is_local) {
+        return next.run(request).await;
+    }
+    let message = "this port is for this machine: ask for localhost or its address";
+    Refusal(StatusCode::MISDIRECTED_REQUEST, Failure::new("host", message)).into_response()
+}
+
+/// Whether a host, with or without a port, is this machine by its plain names.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 async fn needs_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let (status, message) = match &shared.token {
         Some(token) if token.is_shown(request.headers()) => return next.run(request).await,
@@ -129,22 +155,19 @@ async fn metrics(State(shared): State<Shared>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-async fn shard(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    Ok(Json(shared.registry.shard(&shard_id(&id)?)?))
+async fn shard(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
+    Ok(Json(shared.registry.shard(&id)?))
 }
 
-async fn verify(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    let id = shard_id(&id)?;
+async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
     work(move || shared.registry.verify(&id)).await
 }
 
-async fn repair(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    let id = shard_id(&id)?;
+async fn repair(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
     work(move || shared.registry.repair(&id)).await
 }
 
-async fn release(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    let id = shard_id(&id)?;
+async fn release(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
     work(move || shared.registry.release(&id)).await
 }
 
@@ -157,30 +180,30 @@ async fn load(State(shared): State<Shared>, body: Result<Json<LoadRequest>, Json
 
 async fn unseal(
     State(shared): State<Shared>,
-    Path(id): Path<String>,
+    Id(id): Id,
     body: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let (id, reason) = (shard_id(&id)?, body?.0.reason);
+    let reason = body?.0.reason;
     work(move || shared.registry.unseal(&id, &reason)).await
 }
 
 async fn reseal(
     State(shared): State<Shared>,
-    Path(id): Path<String>,
+    Id(id): Id,
     headers: HeaderMap,
     body: Result<Json<ResealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
+    let body = optional(&headers, body)?;
     work(move || shared.registry.reseal(&id, body.file.as_deref())).await
 }
 
 async fn drill(
     State(shared): State<Shared>,
-    Path(id): Path<String>,
+    Id(id): Id,
     headers: HeaderMap,
     body: Result<Json<DrillRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
+    let body = optional(&headers, body)?;
     work(move || shared.registry.drill(&id, body.byte, body.bit)).await
 }
 
@@ -195,8 +218,18 @@ fn optional<T: Default + DeserializeOwned>(
     }
 }
 
-fn shard_id(text: &str) -> Result<ShardId, Refusal> {
-    ShardId::new(text).map_err(|error| Refusal(StatusCode::BAD_REQUEST, Failure::usage(error.to_string())))
+/// The shard that a path names.
+struct Id(ShardId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let refuse = |message| Refusal(StatusCode::BAD_REQUEST, Failure::usage(message));
+        let Path(text) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|error| refuse(error.body_text()))?;
+        ShardId::new(&text).map(Self).map_err(|error| refuse(error.to_string()))
+    }
 }
 
 /// Does what may take long where nobody else waits for it.

@@ -72,6 +72,16 @@ impl Home {
         ran.object()
     }
 
+    /// The same, of a log that is perhaps not there yet or being written.
+    pub(crate) fn events_so_far(&self) -> Vec<String> {
+        let records = reader::records(&self.audit()).into_iter().flatten().filter_map(Result::ok);
+        records
+            .filter(|record| record.kind == Kind::Event)
+            .filter_map(|record| serde_json::from_slice::<Value>(&record.leaf).ok())
+            .map(|event| text(&event["event"]))
+            .collect()
+    }
+
     /// The names of the events in the default log, oldest first.
     pub(crate) fn events(&self) -> Vec<String> {
         events(&self.audit()).iter().map(|event| text(&event["event"])).collect()

@@ -229,7 +229,9 @@ pub enum RepairFailure {
     #[error("its source cannot be read: {0}")]
     Source(ModelError),
     /// The source's bytes are not those that were sealed, so they were not written.
-    #[error("the source no longer has the sealed bytes, so nothing was written; provide the original file")]
+    #[error(
+        "the source, as it was opened, no longer has the sealed bytes, so nothing was written; release the shard and load it from the original file"
+    )]
     SourceDiffers,
     /// The device refused.
     #[error(transparent)]

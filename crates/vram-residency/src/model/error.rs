@@ -48,7 +48,7 @@ pub enum ModelError {
     LfsPointer,
 
     /// The first four bytes are not those of every GGUF file.
-    #[error("is not a GGUF file: the bytes at byte {offset} are not GGUF")]
+    #[error("is not a GGUF file: the bytes at byte {offset} are not GGUF; leave out --format to have its kind found")]
     NotGguf { offset: u64 },
 
     /// Something needs more bytes than the file has left.
@@ -56,7 +56,9 @@ pub enum ModelError {
     Truncated { what: &'static str, offset: u64, needed: u64, left: u64 },
 
     /// A number in the file is larger than any honest file needs.
-    #[error("{what} at byte {offset} is {found}, more than the limit of {limit}")]
+    #[error(
+        "{what} at byte {offset} is {found}, more than the limit of {limit}; the file is damaged, or of another kind (raw bytes: --format raw)"
+    )]
     Limit { what: &'static str, offset: u64, found: u64, limit: u64 },
 
     /// Reading this header would take more memory than a file of this size may claim.

@@ -81,7 +81,7 @@ pub(super) fn run(bench: &Bench, global: &Global, out: &Out) -> Result<(), Failu
     let trail = Trail::open_at(&scratch.path().join("audit"))?;
     let manager = session::manager(session::worker_id(global), &SECRET, device, &trail, Policy::default())?;
     let rounds = usize::from(bench.rounds);
-    tell(out, &format!("sealing {} and measuring the floor beside it, {rounds} rounds", size(file.len())));
+    tell(out, &format!("sealing {} and measuring the floor beside it, rounds: {rounds}", size(file.len())));
 
     let mut floors = Vec::with_capacity(rounds);
     let mut seals = Vec::with_capacity(rounds);

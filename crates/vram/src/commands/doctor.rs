@@ -43,19 +43,22 @@ struct Check {
     state: State,
     detail: String,
     remedy: Option<String>,
+    /// Something is not as it was written: that has an exit code of its own.
+    #[serde(skip)]
+    damaged: bool,
 }
 
 impl Check {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, state: State::Ok, detail: detail.into(), remedy: None }
+        Self { name, state: State::Ok, detail: detail.into(), remedy: None, damaged: false }
     }
 
     fn note(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, state: State::Note, detail: detail.into(), remedy: Some(remedy.into()) }
+        Self { name, state: State::Note, detail: detail.into(), remedy: Some(remedy.into()), damaged: false }
     }
 
     fn problem(name: &'static str, detail: impl Into<String>, remedy: Option<String>) -> Self {
-        Self { name, state: State::Problem, detail: detail.into(), remedy }
+        Self { name, state: State::Problem, detail: detail.into(), remedy, damaged: false }
     }
 }
 
@@ -94,7 +97,8 @@ pub(super) fn run(doctor: &Doctor, global: &Global, out: &Out) -> Result<(), Fai
     }
     let message =
         format!("not everything that is needed works: {}; the lines above say what to do", problems.join(", "));
-    let mut failure = Failure::new("doctor", message);
+    let damaged = checks.iter().any(|check| check.damaged);
+    let mut failure = if damaged { Failure::integrity("doctor", message) } else { Failure::new("doctor", message) };
     out.object(&Report { ok: false, checks, error: Some(&failure) });
     failure.in_report = true;
     Err(failure)
@@ -287,7 +291,8 @@ fn damage(dir: &Path) -> Option<Check> {
         total => format!(" (the first of {total} places)"),
     };
     let remedy = "vram audit verify lists every place; name another directory with --audit-dir".to_owned();
-    Some(Check::problem(name, format!("the audit log is damaged{others}: {first}"), Some(remedy)))
+    let check = Check::problem(name, format!("the audit log is damaged{others}: {first}"), Some(remedy));
+    Some(Check { damaged: true, ..check })
 }
 
 fn sync_latency(dir: &Path) -> Check {

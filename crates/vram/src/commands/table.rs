@@ -114,7 +114,7 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
     out.line(format_args!("  sealed      {}", text(shard, "sealed_at")));
     out.line(format_args!(
-        "  verified    {}; the oldest block {:.1} s ago, {} passes",
+        "  verified    {}; the oldest block {:.1} s ago, passes: {}",
         text(shard, "last_verified_at"),
         seconds(shard, "oldest_age_seconds"),
         number(shard, "passes")

@@ -13,7 +13,8 @@ use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
 pub(crate) use audit::{
-    Audit, AuditExport, AuditShow, AuditSubject, AuditVerify, ExportFormat, Filter, Moment, SeverityChoice,
+    Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditShow, AuditSubject, AuditVerify, ExportFormat,
+    Filter, Moment, SeverityChoice, Trusted,
 };
 pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
 
@@ -48,6 +49,10 @@ pub(crate) struct Global {
     /// first use].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
+    /// File with the key that signs the audit log [default: audit.key in the state directory, where
+    /// `vram audit keygen` puts it].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) audit_key: Option<PathBuf>,
     /// Tell on stderr what happens; twice for more. RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -15,6 +15,7 @@ use crate::exit::Failure;
 
 const KEY_NAME: &str = "seal.key";
 const SUBJECT_KEY_NAME: &str = "subject.key";
+const AUDIT_KEY_NAME: &str = "audit.key";
 /// How a key is made by hand.
 pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
 
@@ -59,6 +60,26 @@ pub(crate) fn secret(global: &Global) -> Result<Zeroizing<Vec<u8>>, Failure> {
         }
         Err(error) => Err(cannot(&path, "opened", &error)),
     }
+}
+
+/// Where the key that signs the log is.
+pub(crate) fn audit_key_path(global: &Global) -> Result<PathBuf, Failure> {
+    match &global.audit_key {
+        Some(file) => Ok(file.clone()),
+        None => Ok(directory("--audit-key")?.join(AUDIT_KEY_NAME)),
+    }
+}
+
+/// Where the next one waits.
+pub(crate) fn next_key_path(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push(".next");
+    name.into()
+}
+
+/// Where the key is that verifies what it signs.
+pub(crate) fn vkey_path(key: &Path) -> PathBuf {
+    key.with_extension("vkey")
 }
 
 /// Where the key of the commitments to persons is.

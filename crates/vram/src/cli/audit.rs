@@ -14,6 +14,12 @@ pub(crate) enum Audit {
     Show(AuditShow),
     /// Check every byte of the log.
     Verify(AuditVerify),
+    /// Make the key that signs the log, so that others can verify it. Nothing that exists is overwritten.
+    Keygen(AuditKeygen),
+    /// Write a proof that one record is in the log: a file that anybody can check offline.
+    Prove(AuditProve),
+    /// Check such a proof, offline, and print the record that it is about.
+    CheckProof(AuditCheckProof),
     /// Print the records for a SIEM: OCSF events, or the records themselves, one JSON object a line.
     Export(AuditExport),
     /// Print how the log names a user of this machine, to search for with `audit show --actor`.
@@ -37,6 +43,58 @@ pub(crate) struct AuditShow {
 pub(crate) struct AuditVerify {
     /// The log's directory [default: --audit-dir, else the state directory's].
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// `vram audit keygen`
+#[derive(Debug, Args)]
+pub(crate) struct AuditKeygen {
+    /// The log's name for all time, 1 to 255 bytes without spaces and + [default: HOST/vram-audit/ and 8 random digits].
+    #[arg(long, value_name = "NAME", conflicts_with = "rotate")]
+    pub(crate) origin: Option<String>,
+    /// Make the next key of a log that has one. The log changes to it, and records that, as soon as it is written to.
+    #[arg(long)]
+    pub(crate) rotate: bool,
+}
+
+/// Whose signatures count.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Trusted {
+    /// The log's verifier key, or a file that holds it; several times where the key was rotated.
+    #[arg(long = "vkey", value_name = "VKEY|FILE")]
+    pub(crate) vkeys: Vec<String>,
+    /// A witness's verifier key, or a file with one a line; several times for several.
+    #[arg(long = "witness", value_name = "VKEY|FILE")]
+    pub(crate) witnesses: Vec<String>,
+    /// So many of the witnesses must have cosigned [default: all of them].
+    #[arg(long, value_name = "K")]
+    pub(crate) quorum: Option<usize>,
+}
+
+/// `vram audit prove`
+#[derive(Debug, Args)]
+pub(crate) struct AuditProve {
+    /// The record's number, as `audit show` prints it.
+    pub(crate) seq: u64,
+    /// The log's directory, published directory or URL [default: --audit-dir, else the state directory's].
+    pub(crate) log: Option<String>,
+    /// Where the proof goes [default: record-SEQ.tlog-proof].
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
+}
+
+/// `vram audit check-proof`
+#[derive(Debug, Args)]
+pub(crate) struct AuditCheckProof {
+    /// The proof.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
+    /// The record that it should be about: a line of `audit export`, in either format, or the bytes of an entry. Needed where
+    /// the proof does not carry it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 }
 
 /// `vram audit export`

@@ -2,7 +2,11 @@
 
 mod export;
 mod filter;
+mod keygen;
+mod keys;
 mod ocsf;
+mod place;
+mod proof;
 mod show;
 mod subject;
 mod verify;
@@ -11,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use audit_logging::reader::{self, Violation};
+use audit_logging::tlog::entry::Entry;
 use audit_logging::{ReadError, Record, Severity};
 use serde::Serialize;
 use serde_json::Value;
@@ -26,6 +31,9 @@ pub(super) fn run(audit: &Audit, global: &Global, out: &Out) -> Result<(), Failu
         Audit::Show(options) => show::run(options, &directory(options.dir.as_deref(), global)?, out),
         Audit::Verify(AuditVerify { dir }) => verify::run(&directory(dir.as_deref(), global)?, out),
         Audit::Export(options) => export::run(options, &directory(options.dir.as_deref(), global)?, out),
+        Audit::Keygen(options) => keygen::run(options, global, out),
+        Audit::Prove(options) => proof::prove(options, global, out),
+        Audit::CheckProof(options) => proof::check(options, out),
         Audit::Subject(options) => subject::run(options, out),
     }
 }
@@ -99,13 +107,7 @@ struct Place {
 
 impl Place {
     fn of(record: &Record, index: Option<u64>) -> Self {
-        use sha2::{Digest, Sha256};
-        let mut h = Sha256::new();
-        h.update([0]);
-        h.update(record.seq.to_le_bytes());
-        h.update([record.kind as u8, record.severity as u8]);
-        h.update(&record.leaf);
-        Self { index, leaf_hash: crate::output::hex(&h.finalize()) }
+        Self { index, leaf_hash: Entry::of(record).hash().to_string() }
     }
 }
 

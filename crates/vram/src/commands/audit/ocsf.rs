@@ -382,6 +382,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_log_says_of_its_publication_is_too() {
+        for name in ["heartbeat", "key", "rollback", "conflict", "probe", "pruned", "of another version"] {
+            let event = exported(&record(Kind::Publication, &json!({"log": name, "time_unix_ms": 5})));
+            check(&event);
+            assert_eq!((&event["class_uid"], &event["metadata"]["event_code"]), (&json!(1008), &json!(name)));
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_shown_all_the_same_and_makes_the_entry_again() {
         let mut unknown = record(Kind::Event, &json!({"event": "OfAnotherVersion"}));
         check(&exported(&unknown));

@@ -63,23 +63,22 @@ fn print(item: &Result<Record, Violation>, out: &Out) {
             out.object(&ViolationLine { violation: violation.into() });
         }
         Ok(record) if out.json => out.object(&line(record)),
-        Ok(record) => {
-            let leaf = Leaf::of(record);
-            let name = if record.kind == Kind::Event { leaf.text("event") } else { record.kind.as_str() };
-            let severity = match record.severity {
-                Severity::Critical => out.styled(Style::Yellow, "CRITICAL"),
-                Severity::Routine => "routine ".to_owned(),
-            };
-            let shard = printable(leaf.text("shard_id"));
-            let name = out.styled(Style::Bold, format_args!("{:<22}", printable(name)));
-            let rest = if leaf.0.is_some() {
-                rest_of(&leaf)
-            } else {
-                format!("{} of no JSON", size(record.leaf.len() as u64))
-            };
-            out.line(format_args!("{:>8}  {:<30}  {severity}  {name}  {shard}  {rest}", record.seq, when(&leaf)));
-        }
+        Ok(record) => print_record(record, out),
     }
+}
+
+/// A record on a line for people.
+pub(super) fn print_record(record: &Record, out: &Out) {
+    let leaf = Leaf::of(record);
+    let name = if record.kind == Kind::Event { leaf.text("event") } else { record.kind.as_str() };
+    let severity = match record.severity {
+        Severity::Critical => out.styled(Style::Yellow, "CRITICAL"),
+        Severity::Routine => "routine ".to_owned(),
+    };
+    let shard = printable(leaf.text("shard_id"));
+    let name = out.styled(Style::Bold, format_args!("{:<22}", printable(name)));
+    let rest = if leaf.0.is_some() { rest_of(&leaf) } else { format!("{} of no JSON", size(record.leaf.len() as u64)) };
+    out.line(format_args!("{:>8}  {:<30}  {severity}  {name}  {shard}  {rest}", record.seq, when(&leaf)));
 }
 
 /// When a record was made, as it says itself.

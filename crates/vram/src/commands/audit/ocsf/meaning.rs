@@ -104,6 +104,17 @@ impl Meaning {
             (Kind::Storage, _) => {
                 (EventLog, 99, "Storage", 3, Badly, "A file of the audit log was given up; nothing is lost")
             }
+            (Kind::Publication, "heartbeat") => (EventLog, 99, "Heartbeat", 1, Well, "The audit log is alive"),
+            (Kind::Publication, "key") => (EventLog, 99, "Key", 3, Well, "The audit log's key was rotated"),
+            (Kind::Publication, "rollback") => {
+                (EventLog, 99, "Rollback", 5, Badly, "The audit log was set back to an earlier state")
+            }
+            (Kind::Publication, "conflict") => {
+                (EventLog, 99, "Conflict", 5, Badly, "What is published of the audit log is not what was recorded")
+            }
+            (Kind::Publication, "probe") => (EventLog, 99, "Probe", 1, Open, "What a store of copies can do was tried"),
+            (Kind::Publication, "pruned") => (EventLog, 2, "Delete", 3, Well, "Old records were pruned on purpose"),
+            (Kind::Publication, _) => (EventLog, 99, "Publication", 2, Open, "Something about the published audit log"),
             // An event of a later version: shown as what it is, a record.
             _ => (Base, 99, "Record", 0, Open, "A record that this program does not know"),
         };

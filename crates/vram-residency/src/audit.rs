@@ -327,13 +327,19 @@ impl AuditTrail {
         self.inner.metrics.lost()
     }
 
+    /// The log itself, where it is open: to publish it.
+    #[must_use]
+    pub fn log(&self) -> Option<&AuditLog> {
+        match &self.inner.destination {
+            Destination::Log(log) => Some(log),
+            Destination::Broken { .. } | Destination::Off => None,
+        }
+    }
+
     /// The log's own figures, where it is open.
     #[must_use]
     pub fn log_status(&self) -> Option<Status> {
-        match &self.inner.destination {
-            Destination::Log(log) => Some(log.status()),
-            Destination::Broken { .. } | Destination::Off => None,
-        }
+        self.log().map(AuditLog::status)
     }
 
     /// Nanoseconds since 1970-01-01 UTC by the wall clock; 0 before it.

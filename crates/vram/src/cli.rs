@@ -49,8 +49,8 @@ pub(crate) struct Global {
     /// first use].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
-    /// File with the key that signs the audit log [default: audit.key in the state directory, where
-    /// `vram audit keygen` puts it].
+    /// File with the key that signs the audit log, as `vram audit keygen` makes it [default: the log's directory with
+    /// .key behind its name].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) audit_key: Option<PathBuf>,
     /// Tell on stderr what happens; twice for more. RUST_LOG overrides.

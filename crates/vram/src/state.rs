@@ -15,7 +15,6 @@ use crate::exit::Failure;
 
 const KEY_NAME: &str = "seal.key";
 const SUBJECT_KEY_NAME: &str = "subject.key";
-const AUDIT_KEY_NAME: &str = "audit.key";
 /// How a key is made by hand.
 pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
 
@@ -62,24 +61,21 @@ pub(crate) fn secret(global: &Global) -> Result<Zeroizing<Vec<u8>>, Failure> {
     }
 }
 
-/// Where the key that signs the log is.
+/// Where the key that signs the log is: beside the log's directory and with its name, so that each log has its own.
 pub(crate) fn audit_key_path(global: &Global) -> Result<PathBuf, Failure> {
-    match &global.audit_key {
-        Some(file) => Ok(file.clone()),
-        None => Ok(directory("--audit-key")?.join(AUDIT_KEY_NAME)),
+    if let Some(file) = &global.audit_key {
+        return Ok(file.clone());
     }
-}
-
-/// Where the next one waits.
-pub(crate) fn next_key_path(key: &Path) -> PathBuf {
-    let mut name = key.as_os_str().to_owned();
-    name.push(".next");
-    name.into()
-}
-
-/// Where the key is that verifies what it signs.
-pub(crate) fn vkey_path(key: &Path) -> PathBuf {
-    key.with_extension("vkey")
+    let dir = audit_dir(global)?;
+    let named = std::path::absolute(&dir).ok().and_then(|dir| {
+        let mut name = dir.file_name()?.to_owned();
+        name.push(".key");
+        Some(dir.with_file_name(name))
+    });
+    named.ok_or_else(|| {
+        let message = format!("{} has no name of its own that a key could have; name one with --audit-key", dir.display());
+        Failure::new("key", message)
+    })
 }
 
 /// Where the key of the commitments to persons is.

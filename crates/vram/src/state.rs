@@ -73,7 +73,8 @@ pub(crate) fn audit_key_path(global: &Global) -> Result<PathBuf, Failure> {
         Some(dir.with_file_name(name))
     });
     named.ok_or_else(|| {
-        let message = format!("{} has no name of its own that a key could have; name one with --audit-key", dir.display());
+        let message =
+            format!("{} has no name of its own that a key could have; name one with --audit-key", dir.display());
         Failure::new("key", message)
     })
 }

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use audit_logging::Disk;
+use audit_logging::publish;
 use audit_logging::tlog::note::{KeyError, SigningKey};
 use serde::Serialize;
 
@@ -28,19 +30,22 @@ pub(super) fn run(options: &AuditKeygen, global: &Global, out: &Out) -> Result<(
     }
     let path = state::audit_key_path(global)?;
     let (origin, target) = if options.rotate {
-        (current(&path)?.verifier().name().to_owned(), state::next_key_path(&path))
+        let current = publish::read_signer(&Disk, &path).map_err(cannot)?;
+        (current.verifier().name().to_owned(), publish::next_file(&path))
     } else {
-        let origin = options.origin.clone().map_or_else(default_origin, Ok)?;
-        (origin, path.clone())
+        (options.origin.clone().map_or_else(publish::default_origin, Ok).map_err(cannot)?, path)
     };
     let key = SigningKey::generate(&origin).map_err(|error| match error {
         KeyError::Name { .. } => Failure::usage(format!("--origin: {error}")),
-        error => Failure::new("key", error.to_string()),
+        error => cannot(error),
     })?;
+    if origin.contains(['"', '\\']) {
+        return Err(Failure::usage("--origin: the log's name stands in its records; leave out \" and \\"));
+    }
     let vkey = key.verifier().to_string();
     // What others are given is there before the log can be signed with it.
     if !options.rotate {
-        write_new(&state::vkey_path(&target), format!("{vkey}\n").as_bytes(), 0o644, false)?;
+        write_new(&publish::verifier_file(&target), format!("{vkey}\n").as_bytes(), 0o644, false)?;
     }
     write_new(&target, format!("{}\n", *key.to_text()).as_bytes(), 0o600, options.rotate)?;
     out.line(format_args!("{vkey}"));
@@ -62,25 +67,8 @@ pub(super) fn run(options: &AuditKeygen, global: &Global, out: &Out) -> Result<(
     Ok(())
 }
 
-/// The key that is in use.
-fn current(path: &Path) -> Result<SigningKey, Failure> {
-    let cannot = |what: String| Failure::new("key", format!("the log's key {} {what}", path.display()));
-    let file = state::open_key(path)
-        .map_err(|error| cannot(format!("cannot be opened: {error}; without --rotate, keygen makes a first one")))?;
-    let text = state::read_secret(path, &file)
-        .map_err(|failure| Failure::new("key", failure.message.replacen("the seal key", "the log's key", 1)))?;
-    let text = std::str::from_utf8(&text).map_err(|_| cannot("is no text; restore it from a copy".to_owned()))?;
-    SigningKey::parse(text).map_err(|error| cannot(format!("cannot be used: {error}")))
-}
-
-/// The machine's name and random digits: two logs of one machine are two logs.
-fn default_origin() -> Result<String, Failure> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let plain = |character: char| if character.is_ascii_graphic() && character != '+' { character } else { '-' };
-    let host: String = host.chars().map(plain).take(200).collect();
-    let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|error| Failure::new("system", format!("no random numbers: {error}")))?;
-    Ok(format!("{host}/vram-audit/{}", hex(&random)))
+fn cannot(error: impl std::fmt::Display) -> Failure {
+    Failure::new("key", error.to_string())
 }
 
 /// Writes a file that is not there yet: complete and on disk under a name of its own first, then linked to its place.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use audit_logging::publish::verifier_file;
 use audit_logging::tlog::note::{Algorithm, VerifierKey};
 use audit_logging::tlog::source::Source;
 use serde::Serialize;
@@ -46,7 +47,7 @@ pub(super) fn log_keys(trusted: &Trusted, global: &Global, published: &dyn Sourc
     let copied = copy.lines().filter(|line| !line.trim().is_empty()).map(VerifierKey::parse);
     let copied: Vec<_> = copied.collect::<Result<_, _>>().unwrap_or_default();
     // This machine's own key is only about this machine's own logs: those that name it.
-    if let Ok(path) = state::audit_key_path(global).map(|path| state::vkey_path(&path))
+    if let Ok(path) = state::audit_key_path(global).map(|path| verifier_file(&path))
         && let Ok(text) = std::fs::read_to_string(&path)
         && let Ok(own) = VerifierKey::parse(&text)
         && copied.iter().any(|key| key.name() == own.name())

@@ -224,7 +224,7 @@ impl Shared {
     }
 
     /// See [`AuditLog::emit`](crate::AuditLog::emit).
-    pub(crate) fn emit(&self, severity: Severity, leaf: &[u8]) -> Outcome {
+    pub(crate) fn emit(&self, kind: Kind, severity: Severity, leaf: &[u8]) -> Outcome {
         self.emits.fetch_add(1, SeqCst);
         if let Some(observer) = &self.observer {
             observer.emitted(severity);
@@ -233,7 +233,7 @@ impl Shared {
             Severity::Routine => Duration::ZERO,
             Severity::Critical => self.clock.monotonic(),
         };
-        match (self.enqueue(severity, leaf, start), severity) {
+        match (self.enqueue(kind, severity, leaf, start), severity) {
             (Err(failure), _) => {
                 self.count_failure(severity, &failure);
                 Outcome::Failed(failure)
@@ -261,7 +261,7 @@ impl Shared {
         }
     }
 
-    fn enqueue(&self, severity: Severity, leaf: &[u8], start: Duration) -> Result<(u64, u64), Failure> {
+    fn enqueue(&self, kind: Kind, severity: Severity, leaf: &[u8], start: Duration) -> Result<(u64, u64), Failure> {
         let size = frame::padded(leaf.len());
         let crc = if leaf.len() <= self.max_leaf { frame::leaf_crc(leaf) } else { 0 };
         loop {
@@ -303,7 +303,7 @@ impl Shared {
             }
             let seq = state.next_seq;
             state.next_seq = seq.saturating_add(1);
-            frame::push(&mut state.queue, Kind::Event, severity, seq, leaf, crc);
+            frame::push(&mut state.queue, kind, severity, seq, leaf, crc);
             let batch = state.batch;
             if severity == Severity::Critical {
                 state.urgent = true;

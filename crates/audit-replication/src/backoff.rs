@@ -33,7 +33,7 @@ impl Backoff {
         let doubled = FIRST.saturating_mul(1_u32.checked_shl(self.failures.min(20)).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
         let whole = doubled.min(self.cap);
-        let half = whole / 2;
+        let half = whole.checked_div(2).unwrap_or(whole);
         let span = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         half.saturating_add(Duration::from_millis(self.random().checked_rem(span).unwrap_or(0)))
     }
@@ -44,7 +44,6 @@ impl Backoff {
     }
 
     /// Failures in a row.
-    #[cfg(test)]
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }

@@ -25,6 +25,11 @@ impl Ending {
         self.0.borrow().is_some_and(|deadline| Instant::now() >= deadline)
     }
 
+    /// When the time is up; now, if the end has not been announced.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.0.borrow().unwrap_or_else(Instant::now)
+    }
+
     /// Sleeps, shorter if the end is announced meanwhile: then one more attempt is worth it.
     pub(crate) async fn sleep(&mut self, time: Duration) {
         let deadline = *self.0.borrow_and_update();

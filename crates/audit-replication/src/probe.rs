@@ -14,9 +14,9 @@ use object_store::signer::{Method, SignedUrlOptions, Signer};
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde_json::{Value, json};
 
+use crate::http::{HttpError, send};
 use crate::put::{Condition, read};
 use crate::store::Store;
-use crate::http::{HttpError, send};
 
 /// How many write one object at once.
 pub const RACERS: u32 = 32;

@@ -91,9 +91,13 @@ enum Trouble {
     Overtaken,
     #[error("{0}")]
     Refused(String),
-    #[error("{object} on the replica is not what this node published: find out who else writes there, nothing was overwritten")]
+    #[error(
+        "{object} on the replica is not what this node published: find out who else writes there, nothing was overwritten"
+    )]
     Conflict { object: String },
-    #[error("the replica knows a checkpoint of {theirs} entries that does not lead to this node's {ours}: the node was set back, nothing was overwritten")]
+    #[error(
+        "the replica knows a checkpoint of {theirs} entries that does not lead to this node's {ours}: the node was set back, nothing was overwritten"
+    )]
     Rollback { theirs: u64, ours: u64 },
 }
 
@@ -110,9 +114,9 @@ impl Trouble {
     fn leaf(&self, store: &str) -> Option<Value> {
         match self {
             Self::Conflict { object } => Some(json!({"log": "conflict", "replica": store, "object": object})),
-            Self::Rollback { theirs, ours } => Some(
-                json!({"log": "rollback", "replica": store, "replica_size": theirs, "signed_size": ours}),
-            ),
+            Self::Rollback { theirs, ours } => {
+                Some(json!({"log": "rollback", "replica": store, "replica_size": theirs, "signed_size": ours}))
+            }
             _ => None,
         }
     }
@@ -187,7 +191,7 @@ impl Replica {
         loop {
             store.still_there()?;
             if ours.checkpoint.size > size {
-                self.copy(&store, condition, &ours).await?;
+                self.copy(&store, condition, size, &ours).await?;
                 size = ours.checkpoint.size;
                 last = Some(Instant::now());
             }

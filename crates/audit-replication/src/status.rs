@@ -133,6 +133,12 @@ pub(crate) struct Board {
     status: Mutex<Status>,
 }
 
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
 impl Board {
     pub(crate) fn new(
         node: Arc<dyn Node>,
@@ -185,6 +191,15 @@ impl Board {
         if let Some(observer) = &self.observer {
             observer.cosigned(size, now);
         }
+    }
+
+    /// The node did not take what this witness completed.
+    pub(crate) fn refused_locally(&self, witness: usize, why: &str) {
+        self.witness(witness, |status| {
+            status.state = State::Failing;
+            status.failures = status.failures.saturating_add(1);
+            status.last_error = Some(format!("the node did not take the cosigned checkpoint: {why}"));
+        });
     }
 
     /// The node goes on while a store is down: how far it is ahead is told all the same.

@@ -33,16 +33,17 @@ pub struct StoreOptions {
 }
 
 /// The URL of a store, understood but not opened: nothing is asked of the network or the disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Location {
     shown: String,
     place: Place,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Place {
     Directory(PathBuf),
     Bucket { name: String, prefix: Path },
+    Made(Arc<dyn ObjectStore>),
 }
 
 impl Location {
@@ -64,7 +65,8 @@ impl Location {
             "s3" if host.is_empty() => return Err(refuse("it names no bucket")),
             "s3" => Place::Bucket {
                 name: host.to_owned(),
-                prefix: Path::from_url_path(url.path()).map_err(|_| refuse("its path is none that a store can have"))?,
+                prefix: Path::from_url_path(url.path())
+                    .map_err(|_| refuse("its path is none that a store can have"))?,
             },
             "file" => Place::Directory(url.to_file_path().map_err(|()| refuse("it names no absolute directory"))?),
             _ => return Err(refuse("only s3://bucket/prefix and file:///directory are known")),
@@ -72,18 +74,26 @@ impl Location {
         Ok(Self { shown: text.trim_end_matches('/').to_owned(), place })
     }
 
+    /// A store that somebody else made, under a name for messages.
+    #[must_use]
+    pub fn of(name: &str, store: Arc<dyn ObjectStore>) -> Self {
+        Self { shown: name.to_owned(), place: Place::Made(store) }
+    }
+
     /// Makes the store's client. Of a directory it asks that it exists; a bucket is not spoken to yet.
     ///
     /// # Errors
     /// [`StoreError`]: the directory is not there, or an option or the environment is not understood.
-    pub fn open(&self, options: &StoreOptions) -> Result<Store, StoreError> {
+    pub(crate) fn open(&self, options: &StoreOptions) -> Result<Store, StoreError> {
         let fail = |source| StoreError::Open { url: self.shown.clone(), source };
         match &self.place {
+            Place::Made(store) => {
+                Ok(Store { shown: self.shown.clone(), inner: Arc::clone(store), versions: None, home: None })
+            }
             Place::Directory(dir) => {
                 // It must be there: a directory made in place of a file system that is not mounted would be no replica.
                 let store = LocalFileSystem::new_with_prefix(dir).map_err(fail)?.with_fsync(true);
-                let identity = Identity::of(dir)
-                    .ok_or_else(|| StoreError::Replaced { url: self.shown.clone() })?;
+                let identity = Identity::of(dir).ok_or_else(|| StoreError::Replaced { url: self.shown.clone() })?;
                 let home = Some((dir.clone(), identity));
                 Ok(Store { shown: self.shown.clone(), inner: Arc::new(store), versions: None, home })
             }
@@ -143,7 +153,7 @@ fn bucket(name: &str, options: &StoreOptions) -> Result<AmazonS3, object_store::
 
 /// An open store.
 #[derive(Clone)]
-pub struct Store {
+pub(crate) struct Store {
     shown: String,
     pub(crate) inner: Arc<dyn ObjectStore>,
     pub(crate) versions: Option<Versions>,
@@ -151,12 +161,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store that somebody else made, under a name for messages.
-    #[must_use]
-    pub fn of(name: &str, store: Arc<dyn ObjectStore>) -> Self {
-        Self { shown: name.to_owned(), inner: store, versions: None, home: None }
-    }
-
     /// Whether it is still the one that was opened: a directory may be unmounted or exchanged, and writing into what
     /// lies below would look like success.
     pub(crate) fn still_there(&self) -> Result<(), StoreError> {
@@ -231,7 +235,9 @@ pub enum StoreError {
         why: &'static str,
     },
     /// The client or the directory could not be opened.
-    #[error("the replica {url} cannot be opened: {source}; check that the directory exists, or the endpoint and the AWS_* variables")]
+    #[error(
+        "the replica {url} cannot be opened: {source}; check that the directory exists, or the endpoint and the AWS_* variables"
+    )]
     Open {
         /// The store.
         url: String,
@@ -239,7 +245,9 @@ pub enum StoreError {
         source: object_store::Error,
     },
     /// The endpoint has no TLS, and nobody allowed that.
-    #[error("{endpoint} is spoken to without TLS, where anybody on the way may change what is said: use https, or set allow_http")]
+    #[error(
+        "{endpoint} is spoken to without TLS, where anybody on the way may change what is said: use https, or set allow_http"
+    )]
     Plain {
         /// The endpoint.
         endpoint: String,
@@ -268,9 +276,18 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_and_no_secret_repeated() {
-        for bad in
-            ["", "/dir", "dir", "s3://", "s3:///a", "http://h/b", "gs://b", "file://host/dir", "s3://b/a?x=1", "s3://b:80/a"]
-        {
+        for bad in [
+            "",
+            "/dir",
+            "dir",
+            "s3://",
+            "s3:///a",
+            "http://h/b",
+            "gs://b",
+            "file://host/dir",
+            "s3://b/a?x=1",
+            "s3://b:80/a",
+        ] {
             assert!(Location::parse(bad).is_err(), "{bad}");
         }
         let error = Location::parse("s3://user:hunter2@bucket/a?token=hunter2").unwrap_err().to_string();

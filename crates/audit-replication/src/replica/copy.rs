@@ -1,10 +1,12 @@
 //! Copying what the replica lacks.
 
+use std::ops::Range;
+
 use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::note::SignedNote;
 use audit_logging::tlog::tree::{Tile, tiles_between};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload};
 
 use super::{Newest, Replica, Trouble, kept_at, object, within};
@@ -17,20 +19,28 @@ const AT_ONCE: usize = 4;
 const WINDOW: u64 = 1 << 16;
 
 impl Replica {
-    /// Everything that the checkpoint covers, then the checkpoint.
-    pub(super) async fn copy(&mut self, store: &Store, condition: Condition, target: &Newest) -> Result<(), Trouble> {
+    /// Everything that the checkpoint covers, and the checkpoint of `old` entries that is there does not, then the
+    /// checkpoint.
+    pub(super) async fn copy(
+        &mut self,
+        store: &Store,
+        condition: Condition,
+        old: u64,
+        target: &Newest,
+    ) -> Result<(), Trouble> {
         let size = target.checkpoint.size;
         let pruned = self.pruned()?;
         loop {
             let next = (self.full / WINDOW).saturating_add(1).saturating_mul(WINDOW);
-            if next >= size {
+            let next = next.min(size);
+            self.copy_tiles(store, condition, self.full..next, true, pruned).await?;
+            self.full = next;
+            if next == size {
                 break;
             }
-            self.copy_tiles(store, condition, tiles_between(self.full, next).filter(Tile::is_full), pruned).await?;
-            self.full = next;
         }
-        self.copy_tiles(store, condition, tiles_between(self.full, size), pruned).await?;
-        self.full = size;
+        // Which partial tiles are new depends on the last checkpoint and not on how far the full ones are.
+        self.copy_tiles(store, condition, old..size, false, pruned).await?;
         if pruned > 0 {
             overwrite(store, "minimum-index", Bytes::from(format!("{pruned}\n"))).await?;
         }
@@ -39,16 +49,18 @@ impl Replica {
         overwrite(store, "checkpoint", target.bytes.clone()).await
     }
 
-    /// Bundles first, then tiles from the lowest level up, as the iterator gives them: never a tile before its entries.
+    /// What a tree of the one size lacks and one of the other has. Bundles first, then tiles: never a tile before its entries.
     async fn copy_tiles(
         &self,
         store: &Store,
         condition: Condition,
-        tiles: impl Iterator<Item = Tile> + Clone,
+        sizes: Range<u64>,
+        full: bool,
         pruned: u64,
     ) -> Result<(), Trouble> {
         for entries in [true, false] {
-            let chosen = tiles.clone().filter(|tile| tile.is_entries() == entries);
+            let chosen = tiles_between(sizes.start, sizes.end)
+                .filter(|tile| tile.is_entries() == entries && tile.is_full() == full);
             stream::iter(chosen.map(Ok))
                 .try_for_each_concurrent(AT_ONCE, |tile| self.copy_tile(store, condition, tile, pruned))
                 .await?;
@@ -120,7 +132,8 @@ impl Replica {
         path: &str,
         bytes: &Bytes,
     ) -> Result<Option<Bytes>, Trouble> {
-        let done = tokio::time::timeout(super::PATIENCE, create(&*store.inner, &object(path), bytes, condition));
+        let path = object(path);
+        let done = tokio::time::timeout(super::PATIENCE, create(&*store.inner, &path, bytes, condition));
         match done.await.map_err(|_| Trouble::Slow)? {
             Ok(Put::Same) => Ok(None),
             Ok(Put::Created) => {

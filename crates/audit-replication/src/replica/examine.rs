@@ -38,13 +38,7 @@ pub(super) async fn examine(
 
 /// The size of a checkpoint that leads to ours. A consistency proof needs no signature; only what does not fit is asked
 /// who signed it: this log's key means that the node was set back, anything else that somebody else writes there.
-fn judge(
-    node: &dyn Node,
-    source: &dyn Source,
-    name: &str,
-    bytes: &Bytes,
-    ours: &Newest,
-) -> Result<u64, Trouble> {
+fn judge(node: &dyn Node, source: &dyn Source, name: &str, bytes: &Bytes, ours: &Newest) -> Result<u64, Trouble> {
     let ours = &ours.checkpoint;
     let conflict = || Trouble::Conflict { object: name.to_owned() };
     let note = audit_logging::tlog::note::SignedNote::parse(bytes).map_err(|_| conflict())?;

@@ -134,6 +134,8 @@ pub(crate) struct Replica {
     probed: Option<Probe>,
     /// Every tile that is full in a tree of so many entries is there.
     full: u64,
+    /// Entries of the largest checkpoint that was there.
+    known: u64,
 }
 
 impl Replica {
@@ -146,7 +148,7 @@ impl Replica {
     ) -> Self {
         let dir = board.node.dir().to_owned();
         let source = Arc::new(DirSource::new(&dir));
-        Self { number, options, board, ending, http, source, dir, probed: None, full: 0 }
+        Self { number, options, board, ending, http, source, dir, probed: None, full: 0, known: 0 }
     }
 
     /// Until the end, or until something is found that a person has to look at.
@@ -185,7 +187,7 @@ impl Replica {
             None => return Ok(()),
         };
         let mut size = examine::examine(&*self.board.node, &*self.source, &store, &ours).await?;
-        self.full = self.full.max(size);
+        self.notice_losses(&store, size).await?;
         let mut cosigned = Bytes::new();
         let mut last: Option<Instant> = None;
         loop {
@@ -193,6 +195,7 @@ impl Replica {
             if ours.checkpoint.size > size {
                 self.copy(&store, condition, size, &ours).await?;
                 size = ours.checkpoint.size;
+                self.known = size;
                 last = Some(Instant::now());
             }
             let newest_cosigned = self.read("cosigned")?.unwrap_or_default();
@@ -213,6 +216,20 @@ impl Replica {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// A store may lose what it had, all or the newest of it. It is filled again, and the loss goes on record.
+    async fn notice_losses(&mut self, store: &Store, size: u64) -> Result<(), Trouble> {
+        if size < self.known {
+            let shown = store.to_string();
+            let leaf = json!({"log": "conflict", "replica": shown, "replica_size": size, "known_size": self.known,
+                "what": "the replica lost a checkpoint that it had; it is filled again"});
+            self.board.record(Severity::Critical, leaf);
+        } else if self.full > size && copy::has_full(store, self.full).await? {
+            return Ok(());
+        }
+        (self.full, self.known) = (size, size);
+        Ok(())
     }
 
     /// Finds out, once, what the store can do, and says so.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::note::SignedNote;
-use audit_logging::tlog::tree::{Tile, tiles_between};
+use audit_logging::tlog::tree::{TILE_WIDTH, Tile, tiles_between};
 use bytes::Bytes;
 use futures_util::stream::{self, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload};
@@ -149,6 +149,20 @@ impl Replica {
             Err(error @ PutError::Unsettled { .. }) => Err(Trouble::Unsettled(error.to_string())),
         }
     }
+}
+
+/// Whether the last full bundle of a tree of so many entries is there.
+pub(super) async fn has_full(store: &Store, size: u64) -> Result<bool, Trouble> {
+    let last = size.checked_div(TILE_WIDTH).and_then(|bundles| bundles.checked_sub(1));
+    let Some(last) = last.and_then(|last| Tile::entries(last, 256)) else { return Ok(true) };
+    within(async {
+        match store.inner.head(&object(&last.path())).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await
 }
 
 /// Writes one of the few objects that change.

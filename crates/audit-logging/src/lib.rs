@@ -56,6 +56,7 @@ mod frame;
 mod log;
 mod options;
 mod outcome;
+pub mod publish;
 mod queue;
 pub mod reader;
 mod recovery;

@@ -92,6 +92,7 @@ impl AuditLog {
             capacity: options.queue_bytes,
             max_leaf: options.max_leaf(),
             deadline: options.critical_deadline,
+            vfs: Arc::clone(&options.vfs),
             clock: Arc::clone(&options.clock),
             observer: options.observer.clone(),
         }));
@@ -151,6 +152,12 @@ impl AuditLog {
     }
 }
 
+impl AuditLog {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+}
+
 impl Handle {
     fn close(&self, timeout: Duration) -> Outcome {
         let outcome = self.shared.close(timeout);
@@ -191,7 +198,7 @@ impl Shared {
         self.segment.store(segment, SeqCst);
     }
 
-    fn flush(&self, timeout: Duration) -> Outcome {
+    pub(crate) fn flush(&self, timeout: Duration) -> Outcome {
         let start = self.clock.monotonic();
         let mut state = self.lock();
         if let Some(failure) = state.degraded {

@@ -268,6 +268,9 @@ impl Writer {
             cause: Cause::Full,
         };
         self.shared.publish(&self.anchor);
+        if self.urgent {
+            self.shared.tell_news();
+        }
         self.inflight.drain(..self.written.min(self.inflight.len()));
         self.written = 0;
         self.shared.settle(self.anchor.last_seq, self.batches.clone());

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use audit_logging::publish::{self, PublishOptions};
+use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{Clock, Options};
 
 pub use mem_vfs::*;
@@ -79,4 +81,26 @@ pub fn leaf(tag: u64, length: usize) -> Vec<u8> {
         leaf.push(rng.next() as u8);
     }
     leaf
+}
+
+/// Where the key of the published log is.
+pub fn key_file() -> PathBuf {
+    PathBuf::from("/state/audit.key")
+}
+
+pub const ORIGIN: &str = "node-7.example/vram-audit/0a1b2c3d";
+
+/// Makes the key of the published log.
+pub fn make_key(vfs: &MemVfs) -> VerifierKey {
+    publish::generate(vfs, &key_file(), ORIGIN).unwrap()
+}
+
+/// Publishing that waits for nobody.
+pub fn publish_options() -> PublishOptions {
+    PublishOptions {
+        interval: Duration::from_millis(5),
+        least_interval: Duration::from_millis(1),
+        retry_after: Duration::from_millis(1),
+        ..PublishOptions::new(key_file())
+    }
 }

@@ -408,6 +408,10 @@ impl Engine {
     }
 
     fn tell(&self, text: &str) -> Option<u64> {
+        // A log that is closed, or closing, takes no more; asked all the same, it would count a record as lost.
+        if self.shared.is_failing() {
+            return None;
+        }
         let leaf = format!(r#"{{{text},"time_unix_ms":{}}}"#, self.shared.now_ms());
         self.shared.emit(Kind::Publication, Severity::Critical, leaf.as_bytes()).seq()
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use audit_logging::publish::{PublishOptions, Publisher};
+use audit_logging::publish::{self, PublishOptions, Publisher};
 use audit_logging::reader::Violation;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
@@ -25,6 +25,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How long the end of a run waits for the log to change to its next key.
+const ROTATION: Duration = Duration::from_secs(5);
+
 /// The audit log of a run.
 #[derive(Debug)]
 pub(crate) struct Trail {
@@ -37,6 +40,8 @@ pub(crate) struct Trail {
     finding: Option<Violation>,
     /// Signs it, where there is a key.
     pub(crate) publisher: Option<Arc<Publisher>>,
+    /// The file of that key.
+    key: PathBuf,
 }
 
 /// What a run left in its audit log.
@@ -96,7 +101,7 @@ impl Trail {
         }
         if global.audit_required {
             let mut opened = Self::open_at(&dir)?;
-            opened.publisher = opened.publish(global)?;
+            opened.publish(global)?;
             return Ok(opened);
         }
         let mut opened = Self::new(
@@ -117,23 +122,24 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
-        opened.publisher = opened.publish(global).unwrap_or_else(|failure| {
+        if let Err(failure) = opened.publish(global) {
             out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
-            None
-        });
+        }
         Ok(opened)
     }
 
     /// Begins to sign the log, where it is open and has a key.
-    fn publish(&self, global: &Global) -> Result<Option<Arc<Publisher>>, Failure> {
+    fn publish(&mut self, global: &Global) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;
         // A key that was named must be there.
         if global.audit_key.is_none() && !key.exists() {
-            return Ok(None);
+            return Ok(());
         }
-        let Some(log) = self.trail.log() else { return Ok(None) };
-        let publisher = Publisher::start(log, PublishOptions::new(key));
-        Ok(Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?)))
+        let Some(log) = self.trail.log() else { return Ok(()) };
+        let publisher = Publisher::start(log, PublishOptions::new(&key));
+        self.publisher = Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?));
+        self.key = key;
+        Ok(())
     }
 
     /// Opens the log in a directory of the caller's choice, and fails where that fails or finds damage.
@@ -147,7 +153,7 @@ impl Trail {
 
     fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
         let finding = trail.log_status().and_then(|status| status.recovered?.finding);
-        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None }
+        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None, key: PathBuf::new() }
     }
 
     /// The log's own figures, where it is open.
@@ -159,6 +165,7 @@ impl Trail {
     pub(crate) fn close(self, out: &Out) -> Result<AuditSummary, Failure> {
         // Asked before it is closed: a closed log loses whatever comes.
         let health = self.trail.health();
+        self.publisher.iter().for_each(|publisher| await_rotation(publisher, &self.key));
         let closed = self.trail.close(CLOSE_TIMEOUT);
         // After the close record, so that it is signed too.
         let signed = self.publisher.as_ref().map(|publisher| {
@@ -196,6 +203,17 @@ impl Trail {
         let finding = self.finding.map(|finding| finding.to_string());
         let records = status.map_or(0, |status| status.records);
         Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding, signed })
+    }
+}
+
+/// Where a next key waits, gives the log the time to change to it while it still takes records: a run may be shorter
+/// than the publisher's start.
+fn await_rotation(publisher: &Publisher, key: &Path) {
+    let begun = Instant::now();
+    let waits = || publish::next_file(key).exists() && publisher.status().refused.is_none();
+    while waits() && begun.elapsed() < ROTATION {
+        publisher.publish_now();
+        std::thread::sleep(AGAIN);
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn verify(
     published: &dyn Source,
     wal: Option<&Path>,
 ) -> Result<Signed, Failure> {
-    let LogKeys { keys, origin: key } = keys::log_keys(&options.trusted, global, published)?;
+    let LogKeys { keys, origin: key } = keys::log_keys(&options.trusted, global, published, wal)?;
     if keys.is_empty() {
         let message = "the log is signed and its key is not known here: name the one that you were given with --vkey";
         return Err(Failure::new("key", message));

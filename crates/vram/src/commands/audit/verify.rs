@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use audit_logging::publish;
 use audit_logging::reader::{self, Report};
 use audit_logging::tlog::source::DirSource;
+use audit_logging::{Disk, publish};
 use serde::Serialize;
 
+use super::keys;
 use super::place::{self, Found, PUBLISHED};
 use super::signed::{self, Signed, SignedLine};
 use super::{Named, broken, read};
@@ -120,11 +121,9 @@ fn should_be_signed(options: &AuditVerify, global: &Global, dir: &Path) -> bool 
     let compared = !options.replicas.is_empty() || !options.checkpoints.is_empty() || options.max_age.is_some();
     let own = || {
         let key = state::audit_key_path(global).ok()?;
-        // The key of this very log.
-        let same = std::path::absolute(dir).ok()? == std::path::absolute(state::audit_dir(global).ok()?).ok()?;
-        publish::read_signed(&audit_logging::Disk, &key).ok().flatten().filter(|last| same && last.size > 0)
+        publish::read_signed(&Disk, &key).ok().flatten().filter(|last| last.size > 0)
     };
-    asked || compared || own().is_some()
+    asked || compared || (keys::is_own(dir, global) && own().is_some())
 }
 
 impl Records {

@@ -10,6 +10,7 @@ mod fuzz;
 mod hot;
 mod model;
 mod msrv;
+mod replica;
 mod report;
 mod shell;
 mod soak;

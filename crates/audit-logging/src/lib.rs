@@ -51,6 +51,7 @@
 mod clock;
 mod control;
 mod disk;
+pub mod evidence;
 mod finding;
 mod frame;
 mod log;

@@ -19,6 +19,7 @@ mod tail;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+pub(crate) use engine::key_in;
 pub use keyfile::{
     KeyFileError, default_origin, generate, next_file, read_signed, read_signer, read_verifier, state_file,
     verifier_file,

@@ -168,6 +168,7 @@ pub fn tiles_between(old: u64, new: u64) -> impl Iterator<Item = Tile> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

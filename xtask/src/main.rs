@@ -6,6 +6,7 @@ mod campaign;
 mod daemon;
 mod debian;
 mod deploy;
+mod foreign;
 mod fuzz;
 mod hot;
 mod model;

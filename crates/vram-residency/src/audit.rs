@@ -12,6 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
 use serde::Serialize;
 
+use crate::actor::{self, Actor};
 use crate::damage::DamageKind;
 use crate::device::{DeviceInfo, Protection, Residency};
 use crate::digest::Digest;
@@ -108,6 +109,12 @@ pub enum AuditEvent<'a> {
     ServiceStopped { reason: &'a str },
     /// Somebody with access to the manager is about to damage a bit on purpose, to see that it is found.
     FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
+    /// Somebody with access to the service's control socket ordered something. Recorded before it is done.
+    OperatorCommand {
+        command: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shard_id: Option<&'a ShardId>,
+    },
 }
 
 impl AuditEvent<'_> {
@@ -126,6 +133,7 @@ impl AuditEvent<'_> {
             | Self::ShardUnsealed { .. }
             | Self::ShardResealed { .. }
             | Self::ScrubStopped { .. }
+            | Self::OperatorCommand { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
             Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
@@ -164,6 +172,8 @@ struct Leaf<'a> {
     worker_id: &'a str,
     device: DeviceInfo,
     severity: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor: Option<Actor>,
     #[serde(flatten)]
     event: &'a AuditEvent<'a>,
 }
@@ -317,13 +327,19 @@ impl AuditTrail {
         self.inner.metrics.lost()
     }
 
+    /// The log itself, where it is open: to publish it.
+    #[must_use]
+    pub fn log(&self) -> Option<&AuditLog> {
+        match &self.inner.destination {
+            Destination::Log(log) => Some(log),
+            Destination::Broken { .. } | Destination::Off => None,
+        }
+    }
+
     /// The log's own figures, where it is open.
     #[must_use]
     pub fn log_status(&self) -> Option<Status> {
-        match &self.inner.destination {
-            Destination::Log(log) => Some(log.status()),
-            Destination::Broken { .. } | Destination::Off => None,
-        }
+        self.log().map(AuditLog::status)
     }
 
     /// Nanoseconds since 1970-01-01 UTC by the wall clock; 0 before it.
@@ -407,6 +423,7 @@ impl AuditTrail {
             worker_id: origin.worker_id,
             device: origin.device,
             severity,
+            actor: actor::acting(),
             event,
         };
         // Taken out while in use. A thread that is ending has none any more, and a fresh one serves as well.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use audit_logging::publish::{PublishOptions, Publisher};
 use audit_logging::reader::Violation;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
@@ -34,6 +35,8 @@ pub(crate) struct Trail {
     told: Option<String>,
     /// What was found damaged when the log was opened.
     finding: Option<Violation>,
+    /// Signs it, where there is a key.
+    pub(crate) publisher: Option<Arc<Publisher>>,
 }
 
 /// What a run left in its audit log.
@@ -50,6 +53,38 @@ pub(crate) struct AuditSummary {
     /// What was found damaged when the log was opened, among the records of earlier runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) finding: Option<String>,
+    /// What of it is signed; none where it has no key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signed: Option<Signed>,
+}
+
+/// What of a log is signed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Signed {
+    /// The log's name.
+    pub(crate) origin: String,
+    /// The key that verifies it.
+    pub(crate) vkey: String,
+    /// Records that the newest checkpoint covers.
+    pub(crate) records: u64,
+    /// Whether these are all.
+    pub(crate) complete: bool,
+    /// Why not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+impl Signed {
+    pub(crate) fn of(publisher: &Publisher) -> Self {
+        let status = publisher.status();
+        Self {
+            origin: status.origin,
+            vkey: status.vkey,
+            records: status.signed_size,
+            complete: status.caught_up,
+            reason: status.refused.map(|refusal| refusal.to_string()).or(status.last_failure),
+        }
+    }
 }
 
 impl Trail {
@@ -60,7 +95,9 @@ impl Trail {
             out.warn(format_args!("warning: {detail}; {remedy}"));
         }
         if global.audit_required {
-            return Self::open_at(&dir);
+            let mut opened = Self::open_at(&dir)?;
+            opened.publisher = opened.publish(global)?;
+            return Ok(opened);
         }
         let mut opened = Self::new(
             open_in_turn(&dir).unwrap_or_else(|_| AuditTrail::open_or_degraded(&dir, Options::default())),
@@ -80,7 +117,23 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
+        opened.publisher = opened.publish(global).unwrap_or_else(|failure| {
+            out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
+            None
+        });
         Ok(opened)
+    }
+
+    /// Begins to sign the log, where it is open and has a key.
+    fn publish(&self, global: &Global) -> Result<Option<Arc<Publisher>>, Failure> {
+        let key = state::audit_key_path(global)?;
+        // A key that was named must be there.
+        if global.audit_key.is_none() && !key.exists() {
+            return Ok(None);
+        }
+        let Some(log) = self.trail.log() else { return Ok(None) };
+        let publisher = Publisher::start(log, PublishOptions::new(key));
+        Ok(Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?)))
     }
 
     /// Opens the log in a directory of the caller's choice, and fails where that fails or finds damage.
@@ -94,7 +147,7 @@ impl Trail {
 
     fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
         let finding = trail.log_status().and_then(|status| status.recovered?.finding);
-        Self { trail, dir: dir.to_owned(), required, told: None, finding }
+        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None }
     }
 
     /// The log's own figures, where it is open.
@@ -107,6 +160,11 @@ impl Trail {
         // Asked before it is closed: a closed log loses whatever comes.
         let health = self.trail.health();
         let closed = self.trail.close(CLOSE_TIMEOUT);
+        // After the close record, so that it is signed too.
+        let signed = self.publisher.as_ref().map(|publisher| {
+            publisher.finish(CLOSE_TIMEOUT);
+            Signed::of(publisher)
+        });
         let status = self.trail.log_status();
         let lost = status.as_ref().map(|status| status.failures);
         let reason = match (closed, health) {
@@ -122,6 +180,14 @@ impl Trail {
                 out.warn(format_args!("warning: the audit log is not complete: {reason}"));
             }
         }
+        if let Some(Signed { complete: false, reason, records, .. }) = &signed {
+            let why = reason.clone().unwrap_or_else(|| "the disk was too slow".to_owned());
+            let message = format!("only the first {records} records of the audit log are signed: {why}");
+            if self.required {
+                return Err(Failure::integrity("audit", message));
+            }
+            out.warn(format_args!("warning: {message}"));
+        }
         let health = match (&reason, &self.finding) {
             (Some(_), _) => "failing",
             (None, Some(_)) => "damaged",
@@ -129,7 +195,7 @@ impl Trail {
         };
         let finding = self.finding.map(|finding| finding.to_string());
         let records = status.map_or(0, |status| status.records);
-        Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding })
+        Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding, signed })
     }
 }
 

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -21,6 +21,10 @@ const LIFE: Duration = Duration::from_secs(3600);
 /// How long to wait after an accept that failed, for instance because descriptors ran out.
 const BREATHER: Duration = Duration::from_millis(100);
 
+/// The user at the other end of a control socket, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) u32);
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) connections: usize,
@@ -28,7 +32,7 @@ pub(super) struct Limits {
 
 /// Answers on a TCP port until the end is wanted and every request in progress is answered.
 pub(super) async fn serve_tcp(listener: TcpListener, router: Router, limits: Limits, ended: watch::Receiver<bool>) {
-    let accept = || async { listener.accept().await.map(|(stream, _)| Some(stream)) };
+    let accept = || async { listener.accept().await.map(|(stream, _)| Some((stream, None))) };
     serve(accept, router, limits, ended).await;
 }
 
@@ -39,7 +43,7 @@ pub(super) async fn serve_unix(listener: UnixListener, router: Router, limits: L
         let (stream, _) = listener.accept().await?;
         let peer = stream.peer_cred()?.uid();
         // The file's mode keeps others out; this does where somebody changed that.
-        Ok(Some(stream).filter(|_| peer == own || peer == 0))
+        Ok(Some((stream, Some(Peer(peer)))).filter(|_| peer == own || peer == 0))
     };
     serve(accept, router, limits, ended).await;
 }
@@ -47,7 +51,7 @@ pub(super) async fn serve_unix(listener: UnixListener, router: Router, limits: L
 async fn serve<S, F>(accept: impl Fn() -> F, router: Router, limits: Limits, mut ended: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = std::io::Result<Option<S>>>,
+    F: Future<Output = std::io::Result<Option<(S, Option<Peer>)>>>,
 {
     let places = Arc::new(Semaphore::new(limits.connections));
     loop {
@@ -55,8 +59,8 @@ where
             accepted = accept() => accepted,
             _ = ended.changed() => break,
         };
-        let stream = match accepted {
-            Ok(Some(stream)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(Some(accepted)) => accepted,
             Ok(None) => continue,
             Err(_) => {
                 tokio::time::sleep(BREATHER).await;
@@ -65,7 +69,11 @@ where
         };
         // One too many is closed at once: waiting would let a crowd of idle connections shut everybody out.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (router, ended) = (router.clone(), ended.clone());
+        let router = match peer {
+            Some(peer) => router.clone().layer(Extension(peer)),
+            None => router.clone(),
+        };
+        let ended = ended.clone();
         tokio::spawn(async move {
             converse(stream, router, ended).await;
             drop(place);

@@ -29,6 +29,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use vram_residency::actor::SubjectKey;
 use vram_residency::device::HugePages;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Policy, ServiceEvent, ShardState};
@@ -104,7 +105,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         out.line(out.styled(Style::Dim, note));
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone()));
+    let subject_key = subject_key(out);
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone(), subject_key));
 
     let bar = progress_bar(&jobs, out);
     for job in jobs {
@@ -154,6 +156,15 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
             Err(Failure::integrity("stop-worker", format!("the policy stopped the worker: {reason}")))
         }
     }
+}
+
+/// The key of the commitments to who gives orders. Without it work goes on, and nobody is named in any form.
+fn subject_key(out: &Out) -> Option<SubjectKey> {
+    let key = state::subject_key(true);
+    key.inspect_err(|failure| {
+        out.warn(format_args!("warning: who gives orders is not recorded: {}", failure.message));
+    })
+    .ok()
 }
 
 fn scrub_options(settings: &Settings) -> ScrubOptions {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vram_residency::actor::{Acting, SubjectKey};
 use vram_residency::audit::TrailHealth;
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
@@ -39,6 +40,8 @@ pub(crate) struct Registry {
     changing: Mutex<()>,
     verifying: Mutex<()>,
     audit_dir: PathBuf,
+    /// Without it nothing is recorded of who gives an order.
+    subject_key: Option<SubjectKey>,
     allow_drill: bool,
     period: Duration,
     /// Bytes verified in a second, as last seen.
@@ -46,7 +49,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn new(manager: VramManager, scrubber: Scrubber, settings: &Settings, audit_dir: PathBuf) -> Self {
+    pub(super) fn new(
+        manager: VramManager,
+        scrubber: Scrubber,
+        settings: &Settings,
+        audit_dir: PathBuf,
+        subject_key: Option<SubjectKey>,
+    ) -> Self {
         Self {
             manager,
             scrubber,
@@ -54,10 +63,20 @@ impl Registry {
             changing: Mutex::default(),
             verifying: Mutex::default(),
             audit_dir,
+            subject_key,
             allow_drill: settings.allow_drill,
             period: settings.period,
             speed: Mutex::new(0.0),
         }
+    }
+
+    /// Until this is dropped, what the thread records names the user as who ordered it, by commitment.
+    pub(super) fn acting_for(&self, uid: u32) -> Acting {
+        Acting::begin(self.subject_key.as_ref().map(|key| key.user(uid)))
+    }
+
+    pub(super) fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Failure> {
+        Ok(self.manager.record_command(command, shard_id)?)
     }
 
     /// Seals a file and watches it.
@@ -145,7 +164,7 @@ impl Registry {
         // Read before anything is given up.
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
         let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
-        let model_ref = path.to_string_lossy().replace(char::is_control, "\u{fffd}");
+        let model_ref = jobs::name_of(&path);
         match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
             Ok(shard) => {
                 self.manager.verify_sealed(&shard)?;

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,7 @@ use vram_residency::model::Format;
 
 use super::auth::Token;
 use super::events::Events;
+use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
 use super::{openapi, telemetry};
@@ -138,50 +139,65 @@ async fn verify(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<
     work(move || shared.registry.verify(&id)).await
 }
 
-async fn repair(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+async fn repair(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+) -> Answer<impl Serialize> {
     let id = shard_id(&id)?;
-    work(move || shared.registry.repair(&id)).await
+    order(shared, peer, "repair", Some(id), move |registry| registry.repair(&id)).await
 }
 
-async fn release(State(shared): State<Shared>, Path(id): Path<String>) -> Answer<impl Serialize> {
+async fn release(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+) -> Answer<impl Serialize> {
     let id = shard_id(&id)?;
-    work(move || shared.registry.release(&id)).await
+    order(shared, peer, "release", Some(id), move |registry| registry.release(&id)).await
 }
 
-async fn load(State(shared): State<Shared>, body: Result<Json<LoadRequest>, JsonRejection>) -> Answer<impl Serialize> {
+async fn load(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Result<Json<LoadRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
     let LoadRequest { files, format } = body?.0;
     let format = format.map(|format| format.parse::<Format>()).transpose();
     let format = format.map_err(|error| Failure::usage(error.to_string()))?;
-    work(move || shared.registry.load_files(&files, format)).await
+    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format)).await
 }
 
 async fn unseal(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Path(id): Path<String>,
     body: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let (id, reason) = (shard_id(&id)?, body?.0.reason);
-    work(move || shared.registry.unseal(&id, &reason)).await
+    order(shared, peer, "unseal", Some(id), move |registry| registry.unseal(&id, &reason)).await
 }
 
 async fn reseal(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Result<Json<ResealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
-    work(move || shared.registry.reseal(&id, body.file.as_deref())).await
+    order(shared, peer, "reseal", Some(id), move |registry| registry.reseal(&id, body.file.as_deref())).await
 }
 
 async fn drill(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Result<Json<DrillRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let (id, body) = (shard_id(&id)?, optional(&headers, body)?);
-    work(move || shared.registry.drill(&id, body.byte, body.bit)).await
+    order(shared, peer, "drill", Some(id), move |registry| registry.drill(&id, body.byte, body.bit)).await
 }
 
 /// A body that may be missing.
@@ -197,6 +213,22 @@ fn optional<T: Default + DeserializeOwned>(
 
 fn shard_id(text: &str) -> Result<ShardId, Refusal> {
     ShardId::new(text).map_err(|error| Refusal(StatusCode::BAD_REQUEST, Failure::usage(error.to_string())))
+}
+
+/// Carries out an order of the control socket's peer, recorded first.
+async fn order<T: Send + 'static>(
+    shared: Shared,
+    peer: Peer,
+    command: &'static str,
+    shard_id: Option<ShardId>,
+    carry_out: impl FnOnce(&Registry) -> Result<T, Failure> + Send + 'static,
+) -> Answer<T> {
+    work(move || {
+        let _acting = shared.registry.acting_for(peer.0);
+        shared.registry.record_command(command, shard_id.as_ref())?;
+        carry_out(&shared.registry)
+    })
+    .await
 }
 
 /// Does what may take long where nobody else waits for it.

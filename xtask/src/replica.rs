@@ -1,17 +1,16 @@
 //! The `replica` step: what leaves the node, tried on an S3 server and on a witness that others wrote.
 
 use crate::Args;
-use crate::shell::{Ctx, capture, run, say};
+use crate::shell::{Ctx, run, say};
 use crate::steps::Count;
+use crate::tools;
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 const MOTO: &str = include_str!("../moto.txt");
 const WITNESS: &str = include_str!("../witness.txt");
-/// The witness needs this Python or a newer one.
-const WITNESS_PYTHON: (u32, u32) = (3, 12);
 
 /// `cargo xtask replica`.
 pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
@@ -42,16 +41,19 @@ pub fn with_credentials(command: &mut Command) -> &mut Command {
 
 /// The folder of a virtual environment with an S3 server, and with boto3 to prepare buckets.
 pub fn moto(ctx: &Ctx) -> Result<PathBuf> {
-    environment(ctx, "moto", MOTO, "python3")
+    environment(ctx, "moto", MOTO, Path::new("python3"))
 }
 
 fn witness(ctx: &Ctx) -> Result<PathBuf> {
-    let python = newer_python(ctx)?;
+    let python = tools::modern_base(ctx).context(
+        "the witness needs Python 3.12 or newer, and none is on the path or below ~/.pyenv/versions: install one \
+         (Debian 13: packages python3 and python3-venv; elsewhere `pyenv install 3.13`) and run this again",
+    )?;
     Ok(environment(ctx, "witness", WITNESS, &python)?.join("bin/aics-witness"))
 }
 
 /// A virtual environment with exactly these packages, made anew when the list changes.
-fn environment(ctx: &Ctx, name: &str, list: &str, python: &str) -> Result<PathBuf> {
+fn environment(ctx: &Ctx, name: &str, list: &str, python: &Path) -> Result<PathBuf> {
     let home = ctx.target.join("tools").join(name);
     let stamp = home.join("installed.txt");
     if std::fs::read_to_string(&stamp).is_ok_and(|done| done == list) {
@@ -66,28 +68,4 @@ fn environment(ctx: &Ctx, name: &str, list: &str, python: &str) -> Result<PathBu
     std::fs::write(&stamp, list)?;
     say(&format!("{name} installed in {:.0} s", start.elapsed().as_secs_f64()));
     Ok(home)
-}
-
-/// A Python that is new enough: on the path by any of its names, or one that pyenv installed.
-fn newer_python(ctx: &Ctx) -> Result<String> {
-    let mut names: Vec<String> = (WITNESS_PYTHON.1..=20).rev().map(|minor| format!("python3.{minor}")).collect();
-    names.push(String::from("python3"));
-    if let Some(home) = std::env::var_os("HOME") {
-        let pyenv = PathBuf::from(home).join(".pyenv/versions");
-        let installed = std::fs::read_dir(pyenv).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        names.extend(installed.map(|path| path.join("bin/python").display().to_string()));
-    }
-    let version = "import sys, venv, ensurepip; print(sys.version_info[0], sys.version_info[1])";
-    for name in names {
-        let Ok(said) = capture(ctx.command(&name).args(["-c", version])) else { continue };
-        let mut numbers = said.split_whitespace().filter_map(|number| number.parse::<u32>().ok());
-        if numbers.next().zip(numbers.next()).is_some_and(|found| found >= WITNESS_PYTHON) {
-            return Ok(name);
-        }
-    }
-    let (major, minor) = WITNESS_PYTHON;
-    bail!(
-        "the witness needs Python {major}.{minor} or newer with venv, and none was found: install one \
-         (Debian 13: python3-venv; elsewhere: `pyenv install 3.13`), then run `cargo xtask replica` again"
-    )
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use audit_logging::publish::{PublishOptions, Publisher};
 use audit_logging::reader::Violation;
+use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
 use vram_residency::audit::{AuditTrail, TrailHealth};
@@ -87,16 +88,28 @@ impl Signed {
     }
 }
 
+/// Whose cosignatures count, and how many of them it takes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cosigners {
+    pub(crate) keys: Vec<VerifierKey>,
+    pub(crate) quorum: usize,
+}
+
 impl Trail {
     /// Opens the log. Where that fails, says so and goes on without it, unless records are required.
     pub(crate) fn open(global: &Global, out: &Out) -> Result<Self, Failure> {
+        Self::open_witnessed(global, &Cosigners::default(), out)
+    }
+
+    /// The same, for a log that witnesses cosign.
+    pub(crate) fn open_witnessed(global: &Global, cosigners: &Cosigners, out: &Out) -> Result<Self, Failure> {
         let dir = state::audit_dir(global)?;
         for state::Exposed { detail, remedy } in state::exposed_directories(global) {
             out.warn(format_args!("warning: {detail}; {remedy}"));
         }
         if global.audit_required {
             let mut opened = Self::open_at(&dir)?;
-            opened.publisher = opened.publish(global)?;
+            opened.publisher = opened.publish(global, cosigners)?;
             return Ok(opened);
         }
         let mut opened = Self::new(
@@ -117,7 +130,7 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
-        opened.publisher = opened.publish(global).unwrap_or_else(|failure| {
+        opened.publisher = opened.publish(global, cosigners).unwrap_or_else(|failure| {
             out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
             None
         });
@@ -125,14 +138,17 @@ impl Trail {
     }
 
     /// Begins to sign the log, where it is open and has a key.
-    fn publish(&self, global: &Global) -> Result<Option<Arc<Publisher>>, Failure> {
+    fn publish(&self, global: &Global, cosigners: &Cosigners) -> Result<Option<Arc<Publisher>>, Failure> {
         let key = state::audit_key_path(global)?;
         // A key that was named must be there.
         if global.audit_key.is_none() && !key.exists() {
             return Ok(None);
         }
         let Some(log) = self.trail.log() else { return Ok(None) };
-        let publisher = Publisher::start(log, PublishOptions::new(key));
+        let mut options = PublishOptions::new(key);
+        options.witnesses.clone_from(&cosigners.keys);
+        options.quorum = cosigners.quorum.max(1);
+        let publisher = Publisher::start(log, options);
         Ok(Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?)))
     }
 

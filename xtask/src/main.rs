@@ -11,6 +11,7 @@ mod fuzz;
 mod hot;
 mod model;
 mod msrv;
+mod replica;
 mod report;
 mod shell;
 mod soak;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, deploy, foreign, fuzz, hot, model, msrv, soak, tools};
+use crate::{Args, alerts, deploy, foreign, fuzz, hot, model, msrv, replica, soak, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -33,6 +33,13 @@ pub const STEPS: &[Step] = &[
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
+    Step {
+        name: "replica",
+        args: "",
+        help: "an S3 server and a witness that others wrote, killed and restarted",
+        quick: false,
+        run: replica::step,
+    },
     Step {
         name: "alerts",
         args: "",

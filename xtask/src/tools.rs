@@ -111,7 +111,8 @@ pub fn modern_python(ctx: &Ctx, packages: &[&str]) -> Result<PathBuf> {
     Ok(python)
 }
 
-fn modern_base(ctx: &Ctx) -> Option<PathBuf> {
+/// A Python that is new enough for that.
+pub fn modern_base(ctx: &Ctx) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut found: Vec<PathBuf> = std::env::split_paths(&path).map(|dir| dir.join("python3")).collect();
     let pyenv = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));

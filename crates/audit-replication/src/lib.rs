@@ -49,7 +49,7 @@ mod store;
 mod tls;
 mod witness;
 
-pub use node::Node;
+pub use node::{Node, Published};
 pub use probe::{Lock, Probe, RACERS};
 pub use replica::ReplicaOptions;
 pub use service::{Options, Replication, StartError, WitnessOptions};

@@ -1,7 +1,7 @@
 //! The thread that all of it runs in.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use audit_logging::tlog::checkpoint::Checkpoint;
@@ -132,7 +132,7 @@ impl From<HttpError> for StartError {
 pub struct Replication {
     board: Arc<Board>,
     end: watch::Sender<Option<Instant>>,
-    ended: Receiver<()>,
+    ended: Mutex<Receiver<()>>,
 }
 
 impl Replication {
@@ -173,7 +173,7 @@ impl Replication {
                 let _ = over.send(());
             })
             .map_err(|source| StartError::Thread { source })?;
-        Ok(Self { board, end, ended })
+        Ok(Self { board, end, ended: Mutex::new(ended) })
     }
 
     /// Where everything stands.
@@ -184,7 +184,7 @@ impl Replication {
 
     /// Ends it: copies what is published and not copied yet, and asks the witnesses a last time, for at most so long. To
     /// be called after the publisher has published its last checkpoint. What did not get away is copied at the next start.
-    pub fn finish(self, timeout: Duration) -> Status {
+    pub fn finish(&self, timeout: Duration) -> Status {
         self.stop(timeout);
         self.board.status()
     }
@@ -196,7 +196,9 @@ impl Replication {
             *end = Some(end.map_or(deadline, |already| already.min(deadline)));
             first
         });
-        let _ = self.ended.recv_timeout(timeout.saturating_add(Duration::from_millis(500)));
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        // It ends by itself where it takes longer, and an error means that it has ended.
+        let _ = ended.recv_timeout(timeout.saturating_add(Duration::from_millis(500)));
     }
 }
 

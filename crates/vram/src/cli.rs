@@ -2,6 +2,7 @@
 
 mod audit;
 mod daemon;
+mod evidence;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub(crate) use audit::{
     Filter, Moment, SeverityChoice, Trusted,
 };
 pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
+pub(crate) use evidence::{EvidenceOptions, ReplicaSection, WitnessSection};
 
 /// Keep model weights resident, and prove at any moment that they are the weights that were approved.
 ///

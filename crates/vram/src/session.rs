@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use audit_logging::publish::{self, PublishOptions, Publisher};
 use audit_logging::reader::Violation;
+use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
 use vram_residency::audit::{AuditTrail, TrailHealth};
@@ -92,16 +93,28 @@ impl Signed {
     }
 }
 
+/// Whose cosignatures count, and how many of them it takes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cosigners {
+    pub(crate) keys: Vec<VerifierKey>,
+    pub(crate) quorum: usize,
+}
+
 impl Trail {
     /// Opens the log. Where that fails, says so and goes on without it, unless records are required.
     pub(crate) fn open(global: &Global, out: &Out) -> Result<Self, Failure> {
+        Self::open_witnessed(global, &Cosigners::default(), out)
+    }
+
+    /// The same, for a log that witnesses cosign.
+    pub(crate) fn open_witnessed(global: &Global, cosigners: &Cosigners, out: &Out) -> Result<Self, Failure> {
         let dir = state::audit_dir(global)?;
         for state::Exposed { detail, remedy } in state::exposed_directories(global) {
             out.warn(format_args!("warning: {detail}; {remedy}"));
         }
         if global.audit_required {
             let mut opened = Self::open_at(&dir)?;
-            opened.publish(global)?;
+            opened.publish(global, cosigners)?;
             return Ok(opened);
         }
         let mut opened = Self::new(
@@ -122,21 +135,24 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
-        if let Err(failure) = opened.publish(global) {
+        if let Err(failure) = opened.publish(global, cosigners) {
             out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
         }
         Ok(opened)
     }
 
     /// Begins to sign the log, where it is open and has a key.
-    fn publish(&mut self, global: &Global) -> Result<(), Failure> {
+    fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;
         // A key that was named must be there.
         if global.audit_key.is_none() && !key.exists() {
             return Ok(());
         }
         let Some(log) = self.trail.log() else { return Ok(()) };
-        let publisher = Publisher::start(log, PublishOptions::new(&key));
+        let mut options = PublishOptions::new(&key);
+        options.witnesses.clone_from(&cosigners.keys);
+        options.quorum = cosigners.quorum.max(1);
+        let publisher = Publisher::start(log, options);
         self.publisher = Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?));
         self.key = key;
         Ok(())

@@ -54,7 +54,10 @@ fn judge(node: &dyn Node, source: &dyn Source, name: &str, bytes: &Bytes, ours: 
         }
     }
     match Checkpoint::verify(bytes, &node.log_keys()) {
-        Ok(_) => Err(Trouble::Rollback { theirs: theirs.size, ours: ours.size }),
+        Ok(_) => {
+            node.contradicted(bytes);
+            Err(Trouble::Rollback { theirs: theirs.size, ours: ours.size })
+        }
         Err(_) => Err(conflict()),
     }
 }

@@ -73,7 +73,7 @@ impl Exchange {
                 409 => {
                     let theirs = size_in(&answer.body)
                         .ok_or(Refusal::Status { status: 409, meaning: "without the size that belongs to it" })?;
-                    let ours = board.node.signed_size();
+                    let ours = board.node.signed_size().max(target.checkpoint.size);
                     if theirs > ours {
                         return Err(Refusal::Ahead { theirs, ours });
                     }

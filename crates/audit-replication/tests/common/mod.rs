@@ -138,6 +138,10 @@ impl Node for TestNode {
         self.write("cosigned", &note.to_bytes());
         Ok(())
     }
+
+    fn contradicted(&self, note: &[u8]) {
+        Checkpoint::verify(note, &self.log_keys()).unwrap();
+    }
 }
 
 /// Waits until the status is as wanted; generous, for a busy machine.

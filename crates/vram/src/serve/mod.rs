@@ -9,6 +9,7 @@
 mod auth;
 mod config;
 mod events;
+mod evidence;
 mod http;
 mod openapi;
 mod registry;
@@ -35,6 +36,7 @@ use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Policy, ServiceEvent, ShardState};
 
 use self::config::Settings;
+use self::evidence::Evidence;
 use self::registry::Registry;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
@@ -92,7 +94,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let device = session::host_device(&settings.host, HugePages::Ask)?;
     check_room(&jobs, &device)?;
     let secret = state::secret(&settings.global)?;
-    let trail = Trail::open(&settings.global, out)?;
+    let trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
+    let evidence = Evidence::start(&settings.evidence, &trail, out)?.map(Arc::new);
     let events = events::Events::new(settings.max_connections.into());
     trail.trail.tap(events.tap());
     let mut policy = Policy::from(settings.rules);
@@ -106,7 +109,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone(), subject_key));
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
 
     let bar = progress_bar(&jobs, out);
     for job in jobs {
@@ -147,6 +150,10 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     drop(control);
     let stopped = registry.close(why.reason());
     let audit = trail.close(out);
+    // Last, so that the end of the log leaves the machine too.
+    if let Some(evidence) = &evidence {
+        evidence.finish(out);
+    }
     stopped?;
     let audit = audit?;
     out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
@@ -227,6 +234,9 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, out: &
     out.line(format_args!("  http        http://{listen}/"));
     out.line(format_args!("  socket      {}", printable(&settings.socket.to_string_lossy())));
     out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
+    if let Some(evidence) = &status.audit.evidence {
+        out.line(format_args!("              {}", evidence.sum_up()));
+    }
     out.object(&Ready { listen, socket: &settings.socket, pid: std::process::id(), status });
 }
 
@@ -275,6 +285,7 @@ async fn stay(registry: &Arc<Registry>, signals: &mut Signals, exporter: &Promet
             swept = tokio::time::Instant::now();
             exporter.run_upkeep();
         }
+        registry.show_evidence();
         if let Some(reason) = registry.scrub_status().stop_requested {
             return Why::StopWorker(reason.into());
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vram_residency::actor::{Acting, SubjectKey};
@@ -13,10 +13,12 @@ use vram_residency::scrub::{ScrubStatus, Scrubber};
 use vram_residency::{RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager};
 
 use super::config::Settings;
+use super::evidence::Evidence;
 use super::report::{AuditView, DeviceView, Drilled, Health, ShardView, StatusView, UnsealedView};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
+use crate::session::Trail;
 
 /// One shard's place.
 struct Place {
@@ -40,6 +42,8 @@ pub(crate) struct Registry {
     changing: Mutex<()>,
     verifying: Mutex<()>,
     audit_dir: PathBuf,
+    /// Where the log is signed.
+    evidence: Option<Arc<Evidence>>,
     /// Without it nothing is recorded of who gives an order.
     subject_key: Option<SubjectKey>,
     allow_drill: bool,
@@ -53,7 +57,8 @@ impl Registry {
         manager: VramManager,
         scrubber: Scrubber,
         settings: &Settings,
-        audit_dir: PathBuf,
+        trail: &Trail,
+        evidence: Option<Arc<Evidence>>,
         subject_key: Option<SubjectKey>,
     ) -> Self {
         Self {
@@ -62,7 +67,8 @@ impl Registry {
             places: Mutex::default(),
             changing: Mutex::default(),
             verifying: Mutex::default(),
-            audit_dir,
+            audit_dir: trail.dir.clone(),
+            evidence,
             subject_key,
             allow_drill: settings.allow_drill,
             period: settings.period,
@@ -321,6 +327,14 @@ impl Registry {
             queued: figure(|log| log.queued),
             lost: figure(|log| log.failures),
             late: figure(|log| log.late),
+            evidence: self.evidence.as_ref().map(|evidence| evidence.view()),
+        }
+    }
+
+    /// Brings the metrics of what is signed up to date.
+    pub(super) fn show_evidence(&self) {
+        if let Some(evidence) = &self.evidence {
+            evidence.show();
         }
     }
 

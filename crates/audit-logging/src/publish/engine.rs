@@ -281,7 +281,7 @@ impl Engine {
             if cosigned.size > self.signed.size {
                 return Err(Trouble::Refuse(Refusal::Ahead { seen: cosigned.size, signed: self.signed.size }));
             }
-            if root_of(self.store.source(), cosigned.size).is_ok_and(|root| root != cosigned.root) {
+            if root_of(self.store.source(), cosigned.size, self.signed.size).is_ok_and(|root| root != cosigned.root) {
                 return Err(Trouble::Refuse(Refusal::Root { size: cosigned.size }));
             }
             self.cosigned = cosigned.size;

@@ -252,7 +252,7 @@ impl Publisher {
         let refusal = if checkpoint.size > signed {
             Some(Refusal::Ahead { seen: checkpoint.size, signed })
         } else {
-            match root_of(&self.source, checkpoint.size) {
+            match root_of(&self.source, checkpoint.size, signed) {
                 Ok(root) if root == checkpoint.root => None,
                 Ok(_) | Err(TreeError::Tiles { .. }) => Some(Refusal::Root { size: checkpoint.size }),
                 Err(error) => return Err(AcceptError::Io(error.into())),

@@ -226,7 +226,10 @@ impl Trail {
 /// than the publisher's start.
 fn await_rotation(publisher: &Publisher, key: &Path) {
     let begun = Instant::now();
-    let waits = || publish::next_file(key).exists() && publisher.status().refused.is_none();
+    let waits = || {
+        let status = publisher.status();
+        publish::next_file(key).exists() && status.refused.is_none() && status.last_failure.is_none()
+    };
     while waits() && begun.elapsed() < ROTATION {
         publisher.publish_now();
         std::thread::sleep(AGAIN);

@@ -5,6 +5,8 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -266,6 +268,56 @@ fn a_record_is_proven_to_others_by_one_small_file() {
         assert_ne!(ran.code, 0, "byte {at} of {}", String::from_utf8_lossy(&changed));
     }
     home.run(["audit", "prove", "99", "-o", proof, "--json"]).failed(1, "audit", &["record 99", "not published"]);
+}
+
+/// Serves a directory as any web server does, until the test ends. Returns its address.
+fn serve_files(dir: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, dir) = (stream.unwrap(), dir.clone());
+            std::thread::spawn(move || {
+                let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let path = head.next().and_then(|line| Some(line.split(' ').nth(1)?.to_owned())).unwrap_or_default();
+                let _ = head.find(|line| line.is_empty());
+                let (status, body) = match fs::read(dir.join(path.trim_start_matches('/'))) {
+                    Ok(bytes) => ("200 OK", bytes),
+                    Err(_) => ("404 Not Found", Vec::new()),
+                };
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_log_is_verified_and_its_records_proven_over_the_network() {
+    let (home, vkey) = signed_home();
+    let url = serve_files(published(&home));
+    let auditor = Home::new();
+    let verdict = auditor.json(["audit", "verify", &url, "--vkey", &vkey]);
+    assert_eq!((ranges(&verdict)[2], &verdict["records"]), (12, &Value::Null), "{verdict}");
+    let proof = auditor.path("p");
+    auditor.json(["audit", "prove", "4", &url, "--vkey", &vkey, "-o", proof.to_str().unwrap()]);
+    auditor.json(["audit", "check-proof", proof.to_str().unwrap(), "--vkey", &vkey]);
+    // A replica is read in the same way, and what it has more is found.
+    let older = auditor.path("older");
+    copy(&published(&home), &older);
+    seal(&home, "three");
+    let older = older.to_str().unwrap();
+    let ran = auditor.run(["audit", "verify", older, "--vkey", &vkey, "--replica", &url, "--json"]);
+    ran.failed(3, "audit", &[]);
+    assert_eq!(ran.object()["published"]["violations"][0]["file"], url.as_str());
+    let bundle = published(&home).join("tile/entries/000.p/18");
+    let mut bytes = fs::read(&bundle).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&bundle, bytes).unwrap();
+    auditor.run(["audit", "verify", &url, "--vkey", &vkey, "--json"]).failed(3, "audit", &["evidence"]);
+    auditor.run(["audit", "verify", "gopher://x/y", "--vkey", &vkey, "--json"]).failed(2, "usage", &["gopher"]);
 }
 
 #[test]

@@ -41,6 +41,24 @@ pub fn package(ctx: &Ctx, name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// One folder in which several packages lie unpacked together, as on a system that has them all.
+pub fn together(ctx: &Ctx, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let dir = ctx.target.join("tools/debian-together").join(name);
+    let (done, wanted) = (dir.join(".unpacked"), packages.join("\n"));
+    if std::fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
+        return Ok(dir);
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir)?;
+    for name in packages {
+        let mut from = package(ctx, name)?.into_os_string();
+        from.push("/.");
+        run(ctx.command("cp").args(["-a", "--no-preserve=ownership"]).arg(from).arg(&dir))?;
+    }
+    std::fs::write(&done, wanted)?;
+    Ok(dir)
+}
+
 /// A program of a package, or the system's own of that name.
 pub fn program(ctx: &Ctx, package_name: &str, path: &str) -> Result<PathBuf> {
     let name = Path::new(path).file_name().context("a path without a name")?;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, deploy, fuzz, hot, model, msrv, soak, tools};
+use crate::{Args, alerts, deploy, foreign, fuzz, hot, model, msrv, replica, soak, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -34,6 +34,13 @@ pub const STEPS: &[Step] = &[
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
     Step {
+        name: "replica",
+        args: "",
+        help: "an S3 server and a witness that others wrote, killed and restarted",
+        quick: false,
+        run: replica::step,
+    },
+    Step {
         name: "alerts",
         args: "",
         help: "Prometheus judges rules, dashboard and metrics, and its alert fires on a broken bit",
@@ -46,6 +53,13 @@ pub const STEPS: &[Step] = &[
         help: "systemd and Kubernetes' schemas judge the service files",
         quick: false,
         run: deploy::step,
+    },
+    Step {
+        name: "foreign",
+        args: "",
+        help: "a signed log of 70,000 records, judged by verifiers that are not ours",
+        quick: false,
+        run: foreign::step,
     },
     Step {
         name: "soak",

@@ -86,6 +86,47 @@ pub fn python(ctx: &Ctx) -> Result<PathBuf> {
     Ok(python)
 }
 
+/// The oldest Python that the verifiers of published logs run on.
+const MODERN: (u32, u32) = (3, 12);
+
+/// Python 3.12 or newer in a virtual environment of its own, with these packages. The system's own may be older: pyenv's
+/// are looked through too.
+pub fn modern_python(ctx: &Ctx, packages: &[&str]) -> Result<PathBuf> {
+    let venv = home(ctx).join("venv-modern");
+    let (python, stamp) = (venv.join("bin/python"), venv.join("packages.txt"));
+    let wanted = packages.join("\n");
+    if python.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|done| done == wanted) {
+        return Ok(python);
+    }
+    let start = Instant::now();
+    let base =
+        modern_base(ctx).context("this step needs Python 3.12 or newer, on the path or below ~/.pyenv/versions")?;
+    run(ctx.command(base).args(["-m", "venv", "--clear"]).arg(&venv))?;
+    run(ctx
+        .command(&python)
+        .args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"])
+        .args(packages))?;
+    std::fs::write(&stamp, wanted)?;
+    say(&format!("{} installed in {:.0} s", packages.join(", "), start.elapsed().as_secs_f64()));
+    Ok(python)
+}
+
+/// A Python that is new enough for that.
+pub fn modern_base(ctx: &Ctx) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut found: Vec<PathBuf> = std::env::split_paths(&path).map(|dir| dir.join("python3")).collect();
+    let pyenv = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));
+    for entry in pyenv.and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten() {
+        found.push(entry.path().join("bin/python3"));
+    }
+    found.into_iter().find(|python| {
+        let asked = capture(ctx.command(python).args(["-c", "import sys; print(*sys.version_info[:2])"]));
+        let said = asked.unwrap_or_default();
+        let mut numbers = said.split_whitespace().filter_map(|number| number.parse().ok());
+        numbers.next().zip(numbers.next()).is_some_and(|version| version >= MODERN)
+    })
+}
+
 /// `pip` that asks nothing and says little.
 pub fn pip(ctx: &Ctx, verb: &str) -> Result<Command> {
     let mut pip = ctx.command(python(ctx)?);

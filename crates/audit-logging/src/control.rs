@@ -154,7 +154,11 @@ pub(crate) fn storage(fault: Fault, segment: u64, ms: i64) -> Leaf {
 
 /// What follows `"key":` in one of our own texts.
 fn after<'a>(leaf: &'a [u8], key: &str) -> Option<&'a str> {
-    let text = std::str::from_utf8(leaf.get(..leaf.len().min(ROOM))?).ok()?;
+    after_within(leaf, key, ROOM)
+}
+
+fn after_within<'a>(leaf: &'a [u8], key: &str, room: usize) -> Option<&'a str> {
+    let text = std::str::from_utf8(leaf.get(..leaf.len().min(room))?).ok()?;
     text.match_indices(key).find_map(|(at, _)| {
         let before = text.get(..at)?;
         let behind = text.get(at.checked_add(key.len())?..)?;
@@ -172,6 +176,12 @@ pub(crate) fn number(leaf: &[u8], key: &str) -> Option<u64> {
 /// The word under a key in one of our own texts.
 pub(crate) fn text<'a>(leaf: &'a [u8], key: &str) -> Option<&'a str> {
     let rest = after(leaf, key)?.strip_prefix('"')?;
+    rest.get(..rest.find('"')?)
+}
+
+/// As [`text`], in a text as long as two keys with the longest names make it.
+pub(crate) fn long_text<'a>(leaf: &'a [u8], key: &str) -> Option<&'a str> {
+    let rest = after_within(leaf, key, 2048)?.strip_prefix('"')?;
     rest.get(..rest.find('"')?)
 }
 

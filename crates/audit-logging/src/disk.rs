@@ -66,6 +66,10 @@ impl VfsFile for DiskFile {
     fn identity(&self) -> io::Result<Identity> {
         Ok(identity_of(&self.0.metadata()?))
     }
+
+    fn is_private(&self) -> io::Result<bool> {
+        Ok(self.0.metadata()?.mode() & 0o077 == 0)
+    }
 }
 
 impl Vfs for Disk {
@@ -102,6 +106,10 @@ impl Vfs for Disk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -4,8 +4,9 @@ use crate::outcome::Severity;
 
 /// Bytes before the leaf.
 pub(crate) const HEADER: usize = 32;
-/// The largest leaf: what a length of 16 bits can express in an entry bundle of the tlog-tiles layout.
-pub const MAX_LEAF: usize = 65_535;
+/// The largest leaf: with the 10 bytes that an entry puts before it, what a length of 16 bits can express in an entry
+/// bundle of the tlog-tiles layout.
+pub const MAX_LEAF: usize = 65_525;
 /// Numbers at or above this are refused: no log reaches them, and below it no sum can overflow.
 pub(crate) const MAX_SEQ: u64 = 1 << 62;
 
@@ -39,10 +40,12 @@ pub enum Kind {
     /// Start of every segment but the first: where the log left the one before. It has no number of its own and
     /// [`records`](crate::reader::records) passes over it.
     Link = 9,
+    /// What the log says of its own publication: a heartbeat, a new key, a rollback.
+    Publication = 10,
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Kind::Event,
             2 => Kind::Gap,
@@ -53,6 +56,7 @@ impl Kind {
             7 => Kind::Clock,
             8 => Kind::Storage,
             9 => Kind::Link,
+            10 => Kind::Publication,
             _ => return None,
         })
     }
@@ -70,6 +74,7 @@ impl Kind {
             Kind::Clock => "clock",
             Kind::Storage => "storage",
             Kind::Link => "link",
+            Kind::Publication => "publication",
         }
     }
 }
@@ -229,7 +234,7 @@ mod tests {
         fn a_frame_comes_back(
             leaf in proptest::collection::vec(any::<u8>(), 0..3000),
             (seq, durable, salt) in (1..MAX_SEQ, any::<u64>(), any::<u32>()),
-            (kind, critical) in (1u8..=9, any::<bool>()),
+            (kind, critical) in (1u8..=10, any::<bool>()),
             behind in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
             let kind = Kind::from_byte(kind).unwrap();

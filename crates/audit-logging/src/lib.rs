@@ -1,6 +1,6 @@
 //! A durable, damage-evident, append-only log of opaque records.
 //!
-//! A record is a *leaf* of at most 65,535 bytes, kept verbatim. Records get strictly increasing numbers, are framed with
+//! A record is a *leaf* of at most 65,525 bytes, kept verbatim. Records get strictly increasing numbers, are framed with
 //! checksums and appended to pre-allocated segment files by one writer thread. A critical record is on disk
 //! (`fdatasync`) before [`AuditLog::emit`] returns, or the call says that it is [`Outcome::Late`] or
 //! [`Outcome::Failed`]. Whatever is not in the log, the log says so itself: refused and lost records leave a gap record
@@ -51,17 +51,20 @@
 mod clock;
 mod control;
 mod disk;
+pub mod evidence;
 mod finding;
 mod frame;
 mod log;
 mod options;
 mod outcome;
+pub mod publish;
 mod queue;
 pub mod reader;
 mod recovery;
 mod rescue;
 mod segment;
 mod spare;
+pub mod tlog;
 pub mod vfs;
 mod walk;
 mod writer;

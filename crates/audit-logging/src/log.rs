@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::control::Link;
+use crate::frame::Kind;
 use crate::options::Options;
 use crate::outcome::{Failure, Fault, OpenError, Outcome, Severity};
 use crate::queue::{Shared, Start};
@@ -91,6 +92,7 @@ impl AuditLog {
             capacity: options.queue_bytes,
             max_leaf: options.max_leaf(),
             deadline: options.critical_deadline,
+            vfs: Arc::clone(&options.vfs),
             clock: Arc::clone(&options.clock),
             observer: options.observer.clone(),
         }));
@@ -114,7 +116,13 @@ impl AuditLog {
     /// [`Severity::Routine`] returns at once. [`Severity::Critical`] returns when the record is on disk, or when
     /// [`Options::critical_deadline`] is over.
     pub fn emit(&self, severity: Severity, leaf: &[u8]) -> Outcome {
-        self.handle.shared.emit(severity, leaf)
+        self.handle.shared.emit(Kind::Event, severity, leaf)
+    }
+
+    /// As [`AuditLog::emit`], for what the log says of its own publication: the record gets the kind
+    /// [`Kind::Publication`]. The leaf is one of the texts that `docs/audit-format.md` lists.
+    pub fn emit_publication(&self, severity: Severity, leaf: &[u8]) -> Outcome {
+        self.handle.shared.emit(Kind::Publication, severity, leaf)
     }
 
     /// Waits until everything that was accepted before this call is durable: `Durable` with the last number given out.
@@ -141,6 +149,12 @@ impl AuditLog {
     #[must_use]
     pub fn status(&self) -> Status {
         self.handle.shared.status()
+    }
+}
+
+impl AuditLog {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 }
 
@@ -184,7 +198,7 @@ impl Shared {
         self.segment.store(segment, SeqCst);
     }
 
-    fn flush(&self, timeout: Duration) -> Outcome {
+    pub(crate) fn flush(&self, timeout: Duration) -> Outcome {
         let start = self.clock.monotonic();
         let mut state = self.lock();
         if let Some(failure) = state.degraded {

@@ -64,7 +64,7 @@ impl Outcome {
 pub enum Failure {
     /// The record is larger than a record may be.
     #[error(
-        "the audit record has {bytes} bytes and the limit is {limit}: shorten it, or open the log with larger segments (at most 65535 bytes fit a record)"
+        "the audit record has {bytes} bytes and the limit is {limit}: shorten it, or open the log with larger segments (at most 65525 bytes fit a record)"
     )]
     TooLarge {
         /// Bytes of the record.

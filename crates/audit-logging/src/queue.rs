@@ -13,6 +13,7 @@ use crate::frame::{self, Kind};
 use crate::options::Observer;
 use crate::outcome::{Failure, Outcome, Severity};
 use crate::recovery::Recovery;
+use crate::vfs::Vfs;
 
 /// Records that may be accepted and not settled at a time. After an unclean end as many numbers are skipped, so that no
 /// number that a caller may have been told is ever given again.
@@ -78,6 +79,10 @@ pub(crate) struct Shared {
     pub(crate) late: AtomicU64,
     /// The same as [`State::takes_none`], to be asked without waiting for anybody.
     failing: AtomicBool,
+    /// Changes when a batch that somebody waited for became durable. The publisher sleeps on it.
+    news: AtomicU32,
+    news_wanted: AtomicBool,
+    pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) deadline: Duration,
@@ -96,6 +101,7 @@ pub(crate) struct Start {
     pub(crate) capacity: usize,
     pub(crate) max_leaf: usize,
     pub(crate) deadline: Duration,
+    pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
@@ -166,7 +172,7 @@ impl Shared {
     }
 
     pub(crate) fn new(start: Start) -> Self {
-        let Start { last_seq, records, dir, recovered, capacity, max_leaf, deadline, clock, observer } = start;
+        let Start { last_seq, records, dir, recovered, capacity, max_leaf, deadline, vfs, clock, observer } = start;
         Self {
             state: Mutex::new(State {
                 queue: Vec::with_capacity(buffer_capacity(capacity)),
@@ -196,6 +202,9 @@ impl Shared {
             failures: AtomicU64::new(0),
             critical_failures: AtomicU64::new(0),
             late: AtomicU64::new(0),
+            news: AtomicU32::new(0),
+            news_wanted: AtomicBool::new(false),
+            vfs,
             observer,
             clock,
             deadline,
@@ -224,7 +233,7 @@ impl Shared {
     }
 
     /// See [`AuditLog::emit`](crate::AuditLog::emit).
-    pub(crate) fn emit(&self, severity: Severity, leaf: &[u8]) -> Outcome {
+    pub(crate) fn emit(&self, kind: Kind, severity: Severity, leaf: &[u8]) -> Outcome {
         self.emits.fetch_add(1, SeqCst);
         if let Some(observer) = &self.observer {
             observer.emitted(severity);
@@ -233,7 +242,7 @@ impl Shared {
             Severity::Routine => Duration::ZERO,
             Severity::Critical => self.clock.monotonic(),
         };
-        match (self.enqueue(severity, leaf, start), severity) {
+        match (self.enqueue(kind, severity, leaf, start), severity) {
             (Err(failure), _) => {
                 self.count_failure(severity, &failure);
                 Outcome::Failed(failure)
@@ -261,7 +270,7 @@ impl Shared {
         }
     }
 
-    fn enqueue(&self, severity: Severity, leaf: &[u8], start: Duration) -> Result<(u64, u64), Failure> {
+    fn enqueue(&self, kind: Kind, severity: Severity, leaf: &[u8], start: Duration) -> Result<(u64, u64), Failure> {
         let size = frame::padded(leaf.len());
         let crc = if leaf.len() <= self.max_leaf { frame::leaf_crc(leaf) } else { 0 };
         loop {
@@ -303,7 +312,7 @@ impl Shared {
             }
             let seq = state.next_seq;
             state.next_seq = seq.saturating_add(1);
-            frame::push(&mut state.queue, Kind::Event, severity, seq, leaf, crc);
+            frame::push(&mut state.queue, kind, severity, seq, leaf, crc);
             let batch = state.batch;
             if severity == Severity::Critical {
                 state.urgent = true;
@@ -358,6 +367,32 @@ impl Shared {
             }
         }
         self.make_room();
+    }
+
+    /// Wakes the publisher, if it sleeps. One write to memory if it does not.
+    pub(crate) fn tell_news(&self) {
+        if self.news_wanted.swap(false, SeqCst) {
+            wake(&self.news);
+        }
+    }
+
+    /// Wakes the publisher, whether or not a batch became durable.
+    pub(crate) fn wake_publisher(&self) {
+        self.news_wanted.store(false, SeqCst);
+        wake(&self.news);
+    }
+
+    /// What to sleep on, to be read before looking for work.
+    pub(crate) fn news(&self) -> u32 {
+        self.news_wanted.store(true, SeqCst);
+        self.news.load(SeqCst)
+    }
+
+    /// Sleeps until there is news since `seen` was read, or the time is over.
+    pub(crate) fn await_news(&self, seen: u32, limit: Duration) {
+        if self.news.load(SeqCst) == seen {
+            sleep_on(&self.news, seen, limit);
+        }
     }
 
     /// Wakes those who wait for room in the queue.

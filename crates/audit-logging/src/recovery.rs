@@ -79,15 +79,7 @@ fn read_error(dir: &Path, error: ReadError) -> OpenError {
 
 /// Makes the directory if it is missing, so that it survives a power cut, and becomes its only writer.
 pub(crate) fn enter(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn Lock>, OpenError> {
-    let missing: Vec<&Path> =
-        dir.ancestors().take_while(|dir| vfs.identity(dir).is_err() && !dir.as_os_str().is_empty()).collect();
-    if !missing.is_empty() {
-        vfs.create_dir(dir).map_err(io_error(dir, "making the directory"))?;
-        for made in missing {
-            let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            vfs.sync_dir(parent).map_err(io_error(dir, "syncing the directory above"))?;
-        }
-    }
+    vfs::make_dir(vfs, dir).map_err(io_error(dir, "making the directory"))?;
     match vfs.lock(&dir.join(LOCK)).map_err(io_error(dir, "taking the lock"))? {
         Locked::Ours(lock) => Ok(lock),
         Locked::Theirs { pid } => Err(OpenError::Locked { dir: dir.to_owned(), pid }),

@@ -64,6 +64,13 @@ pub trait VfsFile: Send + Debug {
     /// # Errors
     /// What the operating system reports.
     fn identity(&self) -> io::Result<Identity>;
+    /// Whether nobody but its owner may read or write it, as far as the file system knows of owners.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    fn is_private(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// Holds the right to write in a directory; dropping it, or dying, gives it back.
@@ -108,6 +115,14 @@ pub trait Vfs: Send + Sync + Debug {
     /// # Errors
     /// What the operating system reports.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory. A file system without such a call leaves it, which does no harm.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let _ = dir;
+        Ok(())
+    }
     /// Returns when the directory's names survive a power cut.
     ///
     /// # Errors
@@ -134,6 +149,30 @@ pub fn not_a_file() -> io::Error {
 /// Whether an error says that something will never be readable as a file, not that reading it failed this time.
 pub(crate) fn is_not_a_file(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported && error.raw_os_error().is_none()
+}
+
+/// The directory that a path lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a directory and those above it that are missing, so that they survive a power cut: from the top down, each one
+/// durable before the next is made. If the directory is there, its name may be what a process left in the cache when it
+/// was killed, so that is made durable, too.
+pub(crate) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|dir| vfs.identity(dir).is_err() && !dir.as_os_str().is_empty()).collect();
+    if missing.is_empty() {
+        return match vfs.sync_dir(parent(dir)) {
+            // Whoever may not even open the directory above did not make this one.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            other => other,
+        };
+    }
+    missing.iter().rev().try_for_each(|missing| {
+        vfs.create_dir(missing)?;
+        vfs.sync_dir(parent(missing))
+    })
 }
 
 /// Reads until the buffer is full or the file ends; returns how many bytes. Takes up again after an interruption.

@@ -268,6 +268,9 @@ impl Writer {
             cause: Cause::Full,
         };
         self.shared.publish(&self.anchor);
+        if self.urgent {
+            self.shared.tell_news();
+        }
         self.inflight.drain(..self.written.min(self.inflight.len()));
         self.written = 0;
         self.shared.settle(self.anchor.last_seq, self.batches.clone());
@@ -325,7 +328,8 @@ impl Writer {
     fn replant(&mut self, fault: Fault) {
         let given_up = self.current.header.index;
         // A fault that only hit the record of a fault is not recorded again: else a bad disk would keep itself busy.
-        let worth = frame::all_handed(&self.inflight).any(|handed| matches!(handed.kind, Kind::Event | Kind::Gap));
+        let worth = frame::all_handed(&self.inflight)
+            .any(|handed| matches!(handed.kind, Kind::Event | Kind::Publication | Kind::Gap));
         match self.plant(fault.operation == Operation::Vanished) {
             Ok(()) if worth => {
                 let ms = self.shared.now_ms();
@@ -359,7 +363,7 @@ impl Writer {
         let mut state = shared.lock();
         let mut lost = [0u64; 2];
         for handed in frame::all_handed(&self.inflight).chain(frame::all_handed(&state.queue)) {
-            if handed.kind == Kind::Event
+            if matches!(handed.kind, Kind::Event | Kind::Publication)
                 && let Some(count) = lost.get_mut(handed.severity as usize)
             {
                 *count = count.saturating_add(1);

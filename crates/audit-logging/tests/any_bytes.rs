@@ -82,7 +82,7 @@ fn the_worst_bytes_that_came_to_mind_are_read_in_bounded_time() {
     // Headers that claim the largest leaf at every place where a frame could start, and a segment full of ones.
     let vfs = MemVfs::default();
     let log = AuditLog::open(&dir(), options(&vfs, 4 << 20)).unwrap();
-    assert!(log.emit(Severity::Critical, &[1; 65_535]).is_durable());
+    assert!(log.emit(Severity::Critical, &[1; 65_525]).is_durable());
     let image = vfs.bytes(&segment(1));
     drop(log);
     let frame = image[64..].windows(2).position(|pair| pair == [1, 1]).unwrap() + 64 - 24;

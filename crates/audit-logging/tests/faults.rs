@@ -272,9 +272,9 @@ fn a_dead_disk_degrades_and_a_healed_one_resumes_with_the_gap_first() {
 fn a_record_that_is_too_large_is_refused_counted_and_stated() {
     let vfs = MemVfs::default();
     let log = AuditLog::open(&dir(), options(&vfs, 1 << 20)).unwrap();
-    assert!(log.emit(Severity::Critical, &[7; 65_535]).is_durable());
-    let outcome = log.emit(Severity::Critical, &[7; 65_536]);
-    assert_eq!(outcome, Outcome::Failed(Failure::TooLarge { bytes: 65_536, limit: 65_535 }));
+    assert!(log.emit(Severity::Critical, &[7; 65_525]).is_durable());
+    let outcome = log.emit(Severity::Critical, &[7; 65_526]);
+    assert_eq!(outcome, Outcome::Failed(Failure::TooLarge { bytes: 65_526, limit: 65_525 }));
     assert!(log.emit(Severity::Critical, b"").is_durable(), "an empty record is a record");
     assert_eq!((log.status().failures, log.status().critical_failures), (1, 1));
     assert!(log.close(WAIT).is_durable());

@@ -12,6 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
 use serde::Serialize;
 
+use crate::actor::{self, Actor};
 use crate::damage::DamageKind;
 use crate::device::{DeviceInfo, Protection, Residency};
 use crate::digest::Digest;
@@ -110,6 +111,12 @@ pub enum AuditEvent<'a> {
     FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
     /// The log could not be opened until now, and so many records before this one are lost.
     RecordsLost { count: u64, reason: Text<'a> },
+    /// Somebody with access to the service's control socket ordered something. Recorded before it is done.
+    OperatorCommand {
+        command: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shard_id: Option<&'a ShardId>,
+    },
 }
 
 impl AuditEvent<'_> {
@@ -129,6 +136,7 @@ impl AuditEvent<'_> {
             | Self::ShardResealed { .. }
             | Self::ScrubStopped { .. }
             | Self::RecordsLost { .. }
+            | Self::OperatorCommand { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
             Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
@@ -167,6 +175,8 @@ struct Leaf<'a> {
     worker_id: &'a str,
     device: DeviceInfo,
     severity: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor: Option<Actor>,
     #[serde(flatten)]
     event: &'a AuditEvent<'a>,
 }
@@ -348,6 +358,15 @@ impl AuditTrail {
         self.inner.metrics.lost()
     }
 
+    /// The log itself, where it is open: to publish it.
+    #[must_use]
+    pub fn log(&self) -> Option<&AuditLog> {
+        match &self.inner.destination {
+            Destination::Log(log) => Some(log),
+            Destination::Broken { .. } | Destination::Off => None,
+        }
+    }
+
     /// The log's own figures, where it is open.
     #[must_use]
     pub fn log_status(&self) -> Option<Status> {
@@ -455,6 +474,7 @@ impl AuditTrail {
             worker_id: origin.worker_id,
             device: origin.device,
             severity,
+            actor: actor::acting(),
             event,
         };
         // Taken out while in use. A thread that is ending has none any more, and a fresh one serves as well.

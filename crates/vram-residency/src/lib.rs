@@ -53,6 +53,7 @@
 //! four times (a test counts them in the whole process). `tracing` and `metrics` are facades: they cost next to
 //! nothing while nobody listens. There are no Cargo features.
 
+pub mod actor;
 pub mod audit;
 mod damage;
 pub mod device;

@@ -77,6 +77,36 @@ pub const SHARD_PROTECTION: &str = "vram.shard.protection";
 pub const AUDIT_QUEUE: &str = "vram.audit.queue_records";
 /// Durable records in the log.
 pub const AUDIT_RECORDS: &str = "vram.audit.records";
+/// Records that the newest signed checkpoint of the log covers.
+pub const AUDIT_SIGNED: &str = "vram.audit.signed_records";
+/// When the newest checkpoint was signed: seconds since 1970, 0 before the first.
+pub const AUDIT_SIGNED_AT: &str = "vram.audit.signed_timestamp";
+/// Whether nothing of the log is signed any more, because it contradicts what was: 1 or 0.
+pub const AUDIT_SIGNING_REFUSED: &str = "vram.audit.signing_refused";
+/// Attempts to publish the log that failed.
+pub const AUDIT_SIGN_FAILURES: &str = "vram.audit.sign_failures";
+/// Signed records that a replica of the log does not have. Label: replica, as on the four that follow.
+pub const AUDIT_REPLICA_LAG: &str = "vram.audit.replica_lag_records";
+/// When a replica last had everything: seconds since 1970, 0 if never.
+pub const AUDIT_REPLICA_AT: &str = "vram.audit.replica_timestamp";
+/// Attempts to write to a replica that failed.
+pub const AUDIT_REPLICA_FAILURES: &str = "vram.audit.replica_failures";
+/// Bytes written to a replica.
+pub const AUDIT_REPLICA_BYTES: &str = "vram.audit.replica_bytes";
+/// How a replica is doing: 1 for its state and 0 for the others. Labels: replica, state.
+pub const AUDIT_REPLICA_STATE: &str = "vram.audit.replica_state";
+/// Signed records that a witness has not cosigned. Label: witness, as on the three that follow.
+pub const AUDIT_WITNESS_LAG: &str = "vram.audit.witness_lag_records";
+/// When a witness last cosigned: seconds since 1970, 0 if never.
+pub const AUDIT_WITNESS_AT: &str = "vram.audit.witness_timestamp";
+/// Questions to a witness that were not answered with a cosignature.
+pub const AUDIT_WITNESS_FAILURES: &str = "vram.audit.witness_failures";
+/// How a witness is doing: 1 for its state and 0 for the others. Labels: witness, state.
+pub const AUDIT_WITNESS_STATE: &str = "vram.audit.witness_state";
+/// Records that the newest checkpoint covers which enough witnesses cosigned.
+pub const AUDIT_COSIGNED: &str = "vram.audit.cosigned_records";
+/// When enough witnesses last cosigned: seconds since 1970, 0 if never in this run.
+pub const AUDIT_COSIGNED_AT: &str = "vram.audit.cosigned_timestamp";
 /// Bytes that can still be reserved on the device. Label: device, as on the three that follow.
 pub const DEVICE_AVAILABLE: &str = "vram.device.available";
 /// Whether nothing on the device is trusted any more: 1 or 0.

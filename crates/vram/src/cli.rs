@@ -1,18 +1,24 @@
 //! What can be typed.
 
+mod audit;
 mod daemon;
+mod evidence;
 
 use std::ffi::OsString;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
+pub(crate) use audit::{
+    Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditShow, AuditSubject, AuditVerify, ExportFormat,
+    Filter, Moment, SeverityChoice, Trusted,
+};
 pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
+pub(crate) use evidence::{EvidenceOptions, ReplicaSection, WitnessSection};
 
 /// Keep model weights resident, and prove at any moment that they are the weights that were approved.
 ///
@@ -45,13 +51,16 @@ pub(crate) struct Global {
     /// first use].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
+    /// File with the key that signs the audit log, as `vram audit keygen` makes it [default: the log's directory with
+    /// .key behind its name].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) audit_key: Option<PathBuf>,
     /// Tell on stderr what happens; twice for more. RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "made once, and clap flattens no boxes")]
 pub(crate) enum Command {
     /// Make a small model, seal it, flip one bit, find it, repair it, and check the record of it all.
     Demo(Demo),
@@ -131,41 +140,6 @@ pub(crate) struct Host {
     pub(crate) threads: Option<u16>,
 }
 
-/// `vram audit`
-#[derive(Debug, Subcommand)]
-pub(crate) enum Audit {
-    /// Print the records, oldest first.
-    Show(AuditShow),
-    /// Check every byte of the log.
-    Verify(AuditVerify),
-}
-
-/// `vram audit show`
-#[derive(Debug, Args)]
-pub(crate) struct AuditShow {
-    /// The log's directory [default: --audit-dir, else the state directory's].
-    pub(crate) dir: Option<PathBuf>,
-    /// Only records about this shard.
-    #[arg(long, value_name = "ID")]
-    pub(crate) shard: Option<String>,
-    /// Only this event, such as SealVerificationFailed.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) event: Option<String>,
-    /// Only records of this severity.
-    #[arg(long)]
-    pub(crate) severity: Option<SeverityChoice>,
-    /// Only the last N of what is left.
-    #[arg(long, value_name = "N")]
-    pub(crate) last: Option<NonZeroU32>,
-}
-
-/// `vram audit verify`
-#[derive(Debug, Args)]
-pub(crate) struct AuditVerify {
-    /// The log's directory [default: --audit-dir, else the state directory's].
-    pub(crate) dir: Option<PathBuf>,
-}
-
 /// `vram doctor`
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -190,12 +164,6 @@ pub(crate) struct Bench {
     pub(crate) dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) host: Host,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum SeverityChoice {
-    Critical,
-    Routine,
 }
 
 /// Where weights are to become resident.

@@ -134,7 +134,39 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// A path as a model's name: what is no text, or would be no plain one, becomes a mark.
-fn name_of(path: &Path) -> String {
-    path.to_string_lossy().replace(char::is_control, "\u{fffd}")
+/// A path as a model's name. It stands in seals and records for as long as these are kept, so it names no person: a home
+/// directory becomes `~`, or `/home/*` where it is another user's. What is no plain text becomes a mark.
+pub(crate) fn name_of(path: &Path) -> String {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/"));
+    nameless(path, home.as_deref()).to_string_lossy().replace(char::is_control, "\u{fffd}")
+}
+
+fn nameless(path: &Path, home: Option<&Path>) -> PathBuf {
+    if let Some(rest) = home.and_then(|home| path.strip_prefix(home).ok()) {
+        return Path::new("~").join(rest);
+    }
+    match path.strip_prefix("/home").map(|rest| rest.components().skip(1).collect::<PathBuf>()) {
+        Ok(rest) if !rest.as_os_str().is_empty() => Path::new("/home/*").join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_name_names_no_person() {
+        let home = Some(Path::new("/srv/people/ada"));
+        for (path, name) in [
+            ("/srv/people/ada/m/llama.gguf", "~/m/llama.gguf"),
+            ("/home/grace/m/llama.gguf", "/home/*/m/llama.gguf"),
+            ("/home/llama.gguf", "/home/llama.gguf"),
+            ("/srv/models/llama.gguf", "/srv/models/llama.gguf"),
+            ("llama.gguf", "llama.gguf"),
+        ] {
+            assert_eq!(nameless(Path::new(path), home), Path::new(name));
+        }
+        assert_eq!(nameless(Path::new("/srv/people/ada/m"), None), Path::new("/srv/people/ada/m"));
+    }
 }

@@ -36,6 +36,11 @@ impl Out {
         Self { json, colour, closed: Cell::new(false), broken: Cell::new(None) }
     }
 
+    /// The same for a command that prints nothing but JSON, whatever was asked for.
+    pub(crate) fn for_programs(&self) -> Self {
+        Self { json: true, colour: false, closed: self.closed.clone(), broken: self.broken.clone() }
+    }
+
     /// A line of text for people; nothing where JSON was asked for.
     pub(crate) fn line(&self, text: impl Display) {
         if !self.json {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use audit_logging::publish::{self, PublishOptions, Publisher};
 use audit_logging::reader::Violation;
+use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
 use vram_residency::audit::{AuditTrail, TrailHealth};
@@ -24,6 +26,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How long the end of a run waits for the log to change to its next key.
+const ROTATION: Duration = Duration::from_secs(5);
+
 /// The audit log of a run.
 #[derive(Debug)]
 pub(crate) struct Trail {
@@ -34,6 +39,10 @@ pub(crate) struct Trail {
     told: Option<String>,
     /// What was found damaged when the log was opened.
     finding: Option<Violation>,
+    /// Signs it, where there is a key.
+    pub(crate) publisher: Option<Arc<Publisher>>,
+    /// The file of that key.
+    key: PathBuf,
 }
 
 /// What a run left in its audit log.
@@ -50,17 +59,63 @@ pub(crate) struct AuditSummary {
     /// What was found damaged when the log was opened, among the records of earlier runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) finding: Option<String>,
+    /// What of it is signed; none where it has no key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signed: Option<Signed>,
+}
+
+/// What of a log is signed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Signed {
+    /// The log's name.
+    pub(crate) origin: String,
+    /// The key that verifies it.
+    pub(crate) vkey: String,
+    /// Records that the newest checkpoint covers.
+    pub(crate) records: u64,
+    /// Whether these are all.
+    pub(crate) complete: bool,
+    /// Why not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+impl Signed {
+    pub(crate) fn of(publisher: &Publisher) -> Self {
+        let status = publisher.status();
+        Self {
+            origin: status.origin,
+            vkey: status.vkey,
+            records: status.signed_size,
+            complete: status.caught_up,
+            reason: status.refused.map(|refusal| refusal.to_string()).or(status.last_failure),
+        }
+    }
+}
+
+/// Whose cosignatures count, and how many of them it takes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cosigners {
+    pub(crate) keys: Vec<VerifierKey>,
+    pub(crate) quorum: usize,
 }
 
 impl Trail {
     /// Opens the log. Where that fails, says so and goes on without it, unless records are required.
     pub(crate) fn open(global: &Global, out: &Out) -> Result<Self, Failure> {
+        Self::open_witnessed(global, &Cosigners::default(), out)
+    }
+
+    /// The same, for a log that witnesses cosign.
+    pub(crate) fn open_witnessed(global: &Global, cosigners: &Cosigners, out: &Out) -> Result<Self, Failure> {
         let dir = state::audit_dir(global)?;
         for state::Exposed { detail, remedy } in state::exposed_directories(global) {
             out.warn(format_args!("warning: {detail}; {remedy}"));
         }
         if global.audit_required {
-            return Self::open_at(&dir);
+            let mut opened = Self::open_at(&dir)?;
+            opened.publish(global, cosigners)?;
+            return Ok(opened);
         }
         let mut opened = Self::new(
             open_in_turn(&dir).unwrap_or_else(|_| AuditTrail::open_or_degraded(&dir, Options::default())),
@@ -80,7 +135,27 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
+        if let Err(failure) = opened.publish(global, cosigners) {
+            out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
+        }
         Ok(opened)
+    }
+
+    /// Begins to sign the log, where it is open and has a key.
+    fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
+        let key = state::audit_key_path(global)?;
+        // A key that was named must be there.
+        if global.audit_key.is_none() && !key.exists() {
+            return Ok(());
+        }
+        let Some(log) = self.trail.log() else { return Ok(()) };
+        let mut options = PublishOptions::new(&key);
+        options.witnesses.clone_from(&cosigners.keys);
+        options.quorum = cosigners.quorum.max(1);
+        let publisher = Publisher::start(log, options);
+        self.publisher = Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?));
+        self.key = key;
+        Ok(())
     }
 
     /// Opens the log in a directory of the caller's choice, and fails where that fails or finds damage.
@@ -94,7 +169,7 @@ impl Trail {
 
     fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
         let finding = trail.log_status().and_then(|status| status.recovered?.finding);
-        Self { trail, dir: dir.to_owned(), required, told: None, finding }
+        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None, key: PathBuf::new() }
     }
 
     /// The log's own figures, where it is open.
@@ -106,7 +181,13 @@ impl Trail {
     pub(crate) fn close(self, out: &Out) -> Result<AuditSummary, Failure> {
         // Asked before it is closed: a closed log loses whatever comes.
         let health = self.trail.health();
+        self.publisher.iter().for_each(|publisher| await_rotation(publisher, &self.key));
         let closed = self.trail.close(CLOSE_TIMEOUT);
+        // After the close record, so that it is signed too.
+        let signed = self.publisher.as_ref().map(|publisher| {
+            publisher.finish(CLOSE_TIMEOUT);
+            Signed::of(publisher)
+        });
         let status = self.trail.log_status();
         let lost = status.as_ref().map(|status| status.failures);
         let reason = match (closed, health) {
@@ -122,6 +203,14 @@ impl Trail {
                 out.warn(format_args!("warning: the audit log is not complete: {reason}"));
             }
         }
+        if let Some(Signed { complete: false, reason, records, .. }) = &signed {
+            let why = reason.clone().unwrap_or_else(|| "the disk was too slow".to_owned());
+            let message = format!("only the first {records} records of the audit log are signed: {why}");
+            if self.required {
+                return Err(Failure::integrity("audit", message));
+            }
+            out.warn(format_args!("warning: {message}"));
+        }
         let health = match (&reason, &self.finding) {
             (Some(_), _) => "failing",
             (None, Some(_)) => "damaged",
@@ -129,7 +218,21 @@ impl Trail {
         };
         let finding = self.finding.map(|finding| finding.to_string());
         let records = status.map_or(0, |status| status.records);
-        Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding })
+        Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding, signed })
+    }
+}
+
+/// Where a next key waits, gives the log the time to change to it while it still takes records: a run may be shorter
+/// than the publisher's start.
+fn await_rotation(publisher: &Publisher, key: &Path) {
+    let begun = Instant::now();
+    let waits = || {
+        let status = publisher.status();
+        publish::next_file(key).exists() && status.refused.is_none() && status.last_failure.is_none()
+    };
+    while waits() && begun.elapsed() < ROTATION {
+        publisher.publish_now();
+        std::thread::sleep(AGAIN);
     }
 }
 

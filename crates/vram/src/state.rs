@@ -1,4 +1,4 @@
-//! What is kept between runs: the audit log's directory and the secret of the seal key.
+//! What is kept between runs: the audit log's directory, the secret of the seal key, the key of commitments to persons.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use vram_residency::actor::SubjectKey;
 use vram_residency::seal::{MAX_SECRET, MIN_SECRET};
 use zeroize::Zeroizing;
 
@@ -13,6 +14,7 @@ use crate::cli::Global;
 use crate::exit::Failure;
 
 const KEY_NAME: &str = "seal.key";
+const SUBJECT_KEY_NAME: &str = "subject.key";
 /// How a key is made by hand.
 pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
 
@@ -57,6 +59,48 @@ pub(crate) fn secret(global: &Global) -> Result<Zeroizing<Vec<u8>>, Failure> {
         }
         Err(error) => Err(cannot(&path, "opened", &error)),
     }
+}
+
+/// Where the key that signs the log is: beside the log's directory and with its name, so that each log has its own.
+pub(crate) fn audit_key_path(global: &Global) -> Result<PathBuf, Failure> {
+    if let Some(file) = &global.audit_key {
+        return Ok(file.clone());
+    }
+    let dir = audit_dir(global)?;
+    let named = std::path::absolute(&dir).ok().and_then(|dir| {
+        let mut name = dir.file_name()?.to_owned();
+        name.push(".key");
+        Some(dir.with_file_name(name))
+    });
+    named.ok_or_else(|| {
+        let message =
+            format!("{} has no name of its own that a key could have; name one with --audit-key", dir.display());
+        Failure::new("key", message)
+    })
+}
+
+/// Where the key of the commitments to persons is.
+pub(crate) fn subject_key_path() -> Result<PathBuf, Failure> {
+    Ok(directory("XDG_STATE_HOME")?.join(SUBJECT_KEY_NAME))
+}
+
+/// The key under which the log knows who gave an order. Made where it is not there and `make` says so.
+pub(crate) fn subject_key(make: bool) -> Result<SubjectKey, Failure> {
+    let path = subject_key_path()?;
+    let fail = |failure: Failure| {
+        let message = failure.message.replacen("the seal key", "the subject key", 1);
+        Failure { message, ..failure }
+    };
+    let file = match open_key(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
+            make_secret(&path).and_then(|()| open_key(&path))
+        }
+        opened => opened,
+    };
+    let file = file.map_err(|error| fail(cannot(&path, "opened", &error)))?;
+    let secret = read_secret(&path, &file).map_err(fail)?;
+    let refused = || Failure::new("key", format!("the subject key {} is not usable", path.display()));
+    SubjectKey::new(&secret).ok_or_else(refused)
 }
 
 /// Opens a file that should be a key. Whatever it is instead, this does not wait for anybody.
@@ -144,7 +188,8 @@ fn make_secret(path: &Path) -> io::Result<()> {
     let mut random = [0; 8];
     getrandom::fill(&mut *secret).map_err(io::Error::other)?;
     getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let draft = directory.join(format!(".{KEY_NAME}.{:016x}", u64::from_le_bytes(random)));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let draft = directory.join(format!(".{name}.{:016x}", u64::from_le_bytes(random)));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     let linked =
         file.write_all(&*secret).and_then(|()| file.sync_all()).and_then(|()| std::fs::hard_link(&draft, path));

@@ -60,6 +60,61 @@ fn records_are_shown_and_chosen() {
 }
 
 #[test]
+fn records_are_chosen_by_number_and_time() {
+    let home = home_with_a_story();
+    let show = |options: &[&str]| {
+        let ran = home.run(["audit", "show", "--json"].iter().chain(options));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        lines(&ran)
+    };
+    let all = show(&[]);
+    assert_eq!(show(&["--seq", "3..5"]), all[2..5]);
+    assert_eq!(show(&["--seq", "16.."]), all[15..]);
+    assert_eq!(show(&["--seq", "..2", "--severity", "routine"]).len(), 1, "the opening is critical");
+    assert_eq!(show(&["--event", "open"]).len(), 3);
+    assert_eq!(show(&["--since", "1h"]), all);
+    assert_eq!(show(&["--until", "1h"]).len(), 0);
+    let middle = text(&all[8]["record"]["time"]);
+    let (before, after) = (show(&["--until", &middle]), show(&["--since", &middle]));
+    assert_eq!(before.len() + after.len(), all.len());
+    assert!(after.contains(&all[8]) && !before.is_empty(), "{middle}");
+    home.run(["audit", "show", "--json", "--since", "soon"]).failed(2, "usage", &["2026-11-25"]);
+    home.run(["audit", "show", "--json", "--seq", "9..3"]).failed(2, "usage", &["above"]);
+}
+
+#[test]
+fn an_export_has_each_record_and_its_place_and_says_the_same_in_both_formats() {
+    let home = home_with_a_story();
+    let export = |options: &[&str]| {
+        let ran = home.run(["audit", "export", "--format"].iter().chain(options));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        lines(&ran)
+    };
+    let (ocsf, plain) = (export(&["ocsf"]), export(&["ndjson"]));
+    let shown = lines(&home.run(["audit", "show", "--json"]));
+    assert_eq!((ocsf.len(), plain.len()), (17, 17));
+    for (index, ((event, line), shown)) in ocsf.iter().zip(&plain).zip(&shown).enumerate() {
+        let unmapped = &event["unmapped"];
+        assert_eq!((&unmapped["tree_index"], &line["tree_index"]), (&index.into(), &index.into()));
+        assert_eq!((&unmapped["seq"], &line["record"]), (&shown["seq"], &shown["record"]));
+        assert_eq!(unmapped["leaf_hash"], line["leaf_hash"]);
+        let record: Value = serde_json::from_str(unmapped["record"].as_str().unwrap()).unwrap();
+        assert_eq!(record, shown["record"]);
+        assert_ne!(event["class_uid"], 0, "{event}");
+    }
+    let violation = &export(&["ocsf", "--event", "PolicyViolation"])[0];
+    assert_eq!((&violation["class_uid"], &violation["type_uid"]), (&2003.into(), &200_301.into()));
+    assert_eq!(violation["compliance"]["control"], "expected-digest");
+    assert_eq!(export(&["ndjson", "--seq", "4..6", "--shard", "one"]).len(), 2);
+
+    damage(&home);
+    let ran = home.run(["audit", "export", "--format", "ndjson"]);
+    assert!(ran.code == 3 && ran.stderr.contains("not as it was written"), "{ran:?}");
+    let good = lines(&ran);
+    assert!(good.len() > 10 && good.last().unwrap()["tree_index"].is_null(), "a place that is not certain is not said");
+}
+
+#[test]
 fn an_intact_log_is_said_to_be_intact_and_no_more() {
     let home = home_with_a_story();
     let verdict = home.json(["audit", "verify"]);

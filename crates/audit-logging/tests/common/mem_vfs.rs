@@ -70,14 +70,16 @@ struct Inode {
     dirty: BTreeSet<usize>,
 }
 
+/// The root directory is there from the start; every other one is made, and survives once the one above was synced.
 #[derive(Debug, Default)]
 struct State {
     inodes: BTreeMap<u64, Inode>,
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
     dirs: BTreeSet<PathBuf>,
+    durable_dirs: BTreeSet<PathBuf>,
     next_inode: u64,
-    locked: bool,
+    locked: BTreeSet<PathBuf>,
     calls: u64,
     counted: BTreeMap<&'static str, u64>,
     plans: Vec<Plan>,
@@ -100,13 +102,13 @@ struct MemFile {
 }
 
 #[derive(Debug)]
-struct MemLock(MemVfs);
+struct MemLock(MemVfs, PathBuf);
 
 impl Lock for MemLock {}
 
 impl Drop for MemLock {
     fn drop(&mut self) {
-        self.0.lock_state().locked = false;
+        self.0.lock_state().locked.remove(&self.1);
     }
 }
 
@@ -203,8 +205,13 @@ impl MemVfs {
     pub fn after_power_cut(&self, seed: u64) -> MemVfs {
         let state = self.lock_state();
         let mut rng = Rng(seed);
-        let mut new = State { dirs: state.dirs.clone(), next_inode: state.next_inode, ..State::default() };
-        new.names = if rng.chance(50) { state.names.clone() } else { state.durable_names.clone() };
+        let mut new = State { next_inode: state.next_inode, ..State::default() };
+        let all = rng.chance(50);
+        new.dirs = if all { state.dirs.clone() } else { state.durable_dirs.clone() };
+        new.durable_dirs = new.dirs.clone();
+        new.names = if all { state.names.clone() } else { state.durable_names.clone() };
+        // A name is nowhere without its directory.
+        new.names.retain(|path, _| path.parent().is_some_and(|dir| new.dirs.contains(dir)));
         new.durable_names = new.names.clone();
         for (&number, inode) in &state.inodes {
             let mut disk = inode.durable.clone();
@@ -229,6 +236,7 @@ impl MemVfs {
         let state = self.lock_state();
         let new = State {
             dirs: state.dirs.clone(),
+            durable_dirs: state.durable_dirs.clone(),
             next_inode: state.next_inode,
             names: state.names.clone(),
             durable_names: state.durable_names.clone(),
@@ -256,7 +264,28 @@ impl MemVfs {
         };
         let inode = Inode { data: bytes.to_vec(), durable: bytes.to_vec(), dirty: BTreeSet::new() };
         state.inodes.insert(number, inode);
+        state.dirs.extend(path.ancestors().skip(1).map(Path::to_owned));
         state.durable_names = state.names.clone();
+        state.durable_dirs = state.dirs.clone();
+    }
+
+    /// The names in a directory.
+    pub fn names(&self, dir: &Path) -> Vec<String> {
+        let state = self.lock_state();
+        let here = state.names.keys().filter(|path| path.parent() == Some(dir));
+        here.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    /// Every file.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock_state().names.keys().cloned().collect()
+    }
+
+    /// Flips a bit of a byte.
+    pub fn flip(&self, path: &Path, at: usize) {
+        let mut bytes = self.bytes(path);
+        bytes[at] ^= 0x10;
+        self.set_bytes(path, &bytes);
     }
 
     pub fn delete(&self, path: &Path) {
@@ -369,6 +398,9 @@ impl Vfs for MemVfs {
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let mut state = self.lock_state();
         state.plain("list")?;
+        if !state.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         Ok(state
             .names
             .keys()
@@ -382,6 +414,9 @@ impl Vfs for MemVfs {
         state.plain("open")?;
         let inode = match access {
             Access::Create => {
+                if !path.parent().is_some_and(|dir| state.dirs.contains(dir)) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
                 state.next_inode += 1;
                 let number = state.next_inode;
                 state.inodes.insert(number, Inode::default());
@@ -407,10 +442,26 @@ impl Vfs for MemVfs {
         state.names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock_state();
+        state.plain("rmdir")?;
+        if state.names.keys().any(|path| path.parent() == Some(dir)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        state.dirs.remove(dir);
+        state.durable_dirs.remove(dir);
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock_state();
         state.plain("syncdir")?;
-        state.durable_names = state.names.clone();
+        let State { names, durable_names, dirs, durable_dirs, .. } = &mut *state;
+        durable_names.retain(|path, _| path.parent() != Some(dir) || names.contains_key(path));
+        durable_names.extend(
+            names.iter().filter(|(path, _)| path.parent() == Some(dir)).map(|(path, inode)| (path.clone(), *inode)),
+        );
+        durable_dirs.extend(dirs.iter().filter(|path| path.parent() == Some(dir)).cloned());
         Ok(())
     }
 
@@ -425,13 +476,12 @@ impl Vfs for MemVfs {
         Ok(Identity { device: 1, inode, links: 1, bytes })
     }
 
-    fn lock(&self, _path: &Path) -> io::Result<Locked> {
+    fn lock(&self, path: &Path) -> io::Result<Locked> {
         let mut state = self.lock_state();
         state.plain("lock")?;
-        if state.locked {
+        if !state.locked.insert(path.to_owned()) {
             return Ok(Locked::Theirs { pid: None });
         }
-        state.locked = true;
-        Ok(Locked::Ours(Box::new(MemLock(self.clone()))))
+        Ok(Locked::Ours(Box::new(MemLock(self.clone(), path.to_owned()))))
     }
 }

@@ -162,6 +162,15 @@ impl VramManager {
         self.worker.record(&event).map(|_| ())
     }
 
+    /// Records an order to a service that keeps shards, before it is carried out. Whose it is, is what
+    /// [`Acting`](crate::actor::Acting) says.
+    ///
+    /// # Errors
+    /// [`Error::Audit`] where the policy requires the record and it is not kept.
+    pub fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Error> {
+        self.worker.record(&AuditEvent::OperatorCommand { command, shard_id }).map(|_| ())
+    }
+
     /// Where events go.
     #[must_use]
     pub fn trail(&self) -> &AuditTrail {

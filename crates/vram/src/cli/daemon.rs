@@ -13,7 +13,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
-use super::{Bytes, DeviceChoice};
+use super::{Bytes, DeviceChoice, EvidenceOptions};
 
 /// `vram serve`
 #[derive(Debug, Args)]
@@ -100,6 +100,9 @@ pub(crate) struct ServeOptions {
     pub(crate) worker_id: Option<String>,
     #[arg(skip)]
     pub(crate) key_file: Option<PathBuf>,
+    /// What of the audit log leaves the machine; only the configuration file says it.
+    #[arg(skip)]
+    pub(crate) audit: EvidenceOptions,
 }
 
 impl ServeOptions {
@@ -128,12 +131,15 @@ impl ServeOptions {
             audit_required: self.audit_required || below.audit_required,
             worker_id: self.worker_id.or(below.worker_id),
             key_file: self.key_file.or(below.key_file),
+            audit: below.audit,
         }
     }
 }
 
 /// A value that the configuration file has as text, in the form that the flag takes.
-fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
 }

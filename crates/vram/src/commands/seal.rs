@@ -85,7 +85,10 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
     let (shards, audit) = (sealed?, audit?);
     let total: u64 = shards.iter().map(|shard| shard.bytes).fold(0, u64::saturating_add);
     let recorded = match audit.health {
-        "good" => format!("recorded in {}", printable(&audit.dir.to_string_lossy())),
+        "good" => {
+            let signed = if audit.signed.as_ref().is_some_and(|signed| signed.complete) { " and signed" } else { "" };
+            format!("recorded{signed} in {}", printable(&audit.dir.to_string_lossy()))
+        }
         "damaged" => {
             let behind = format_args!("recorded in {} behind damaged records", audit.dir.display());
             out.styled(Style::Yellow, behind)

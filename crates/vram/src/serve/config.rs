@@ -10,6 +10,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions};
 
+use super::evidence::Plan;
 use super::socket;
 use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
 use crate::exit::Failure;
@@ -39,6 +40,7 @@ pub(super) struct Settings {
     pub(super) device: DeviceChoice,
     pub(super) host: Host,
     pub(super) rules: Rules,
+    pub(super) evidence: Plan,
     pub(super) global: Global,
 }
 
@@ -57,7 +59,9 @@ impl Settings {
         };
         let chosen = flags.over(file);
         let defaults = ScrubOptions::default();
+        let evidence = Plan::of(&chosen.audit)?;
         let global = Global {
+            audit_key: global.audit_key.clone().or(chosen.audit.key),
             audit_dir: chosen.audit_dir,
             audit_required: chosen.audit_required,
             worker_id: chosen.worker_id,
@@ -85,6 +89,7 @@ impl Settings {
                 vram: chosen.require_vram,
                 audit: global.audit_required,
             },
+            evidence,
             global,
         })
     }

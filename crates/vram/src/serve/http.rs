@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,6 +26,10 @@ const LIFE: Duration = Duration::from_secs(3600);
 /// How long to wait after an accept that failed, for instance because descriptors ran out.
 const BREATHER: Duration = Duration::from_millis(100);
 
+/// The user at the other end of a control socket, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) u32);
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) connections: usize,
@@ -33,7 +37,7 @@ pub(super) struct Limits {
 
 /// Answers on a TCP port until the end is wanted and every request in progress is answered.
 pub(super) async fn serve_tcp(listener: TcpListener, router: Router, limits: Limits, ended: watch::Receiver<bool>) {
-    let accept = || async { listener.accept().await.map(|(stream, _)| Some(stream)) };
+    let accept = || async { listener.accept().await.map(|(stream, _)| Some((stream, None))) };
     serve(accept, router, limits, ended).await;
 }
 
@@ -44,7 +48,7 @@ pub(super) async fn serve_unix(listener: UnixListener, router: Router, limits: L
         let (stream, _) = listener.accept().await?;
         let peer = stream.peer_cred()?.uid();
         // The file's mode keeps others out; this does where somebody changed that.
-        Ok(Some(stream).filter(|_| peer == own || peer == 0))
+        Ok(Some((stream, Some(Peer(peer)))).filter(|_| peer == own || peer == 0))
     };
     serve(accept, router, limits, ended).await;
 }
@@ -52,7 +56,7 @@ pub(super) async fn serve_unix(listener: UnixListener, router: Router, limits: L
 async fn serve<S, F>(accept: impl Fn() -> F, router: Router, limits: Limits, mut ended: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = std::io::Result<Option<S>>>,
+    F: Future<Output = std::io::Result<Option<(S, Option<Peer>)>>>,
 {
     let mut talks = JoinSet::new();
     // Those in progress, the oldest first; dropping an entry ends it.
@@ -63,8 +67,8 @@ where
             Some(_) = talks.join_next() => continue,
             _ = ended.changed() => break,
         };
-        let stream = match accepted {
-            Ok(Some(stream)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(Some(accepted)) => accepted,
             Ok(None) => continue,
             Err(_) => {
                 tokio::time::sleep(BREATHER).await;
@@ -78,7 +82,11 @@ where
             while open.len() >= limits.connections && open.pop_first().is_some() {}
             open.insert(number, alive);
         }
-        let (router, ended, open) = (router.clone(), ended.clone(), Arc::clone(&open));
+        let router = match peer {
+            Some(peer) => router.clone().layer(Extension(peer)),
+            None => router.clone(),
+        };
+        let (ended, open) = (ended.clone(), Arc::clone(&open));
         talks.spawn(async move {
             tokio::select! {
                 () = converse(stream, router, ended) => {}

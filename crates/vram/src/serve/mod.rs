@@ -9,6 +9,7 @@
 mod auth;
 mod config;
 mod events;
+mod evidence;
 mod http;
 mod openapi;
 mod registry;
@@ -29,11 +30,13 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use vram_residency::actor::SubjectKey;
 use vram_residency::device::HugePages;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
 
 use self::config::Settings;
+use self::evidence::Evidence;
 use self::registry::Registry;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
@@ -98,7 +101,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let device = session::host_device(&settings.host, HugePages::Ask)?;
     check_room(&jobs, &device)?;
     let secret = state::secret(&settings.global)?;
-    let trail = Trail::open(&settings.global, out)?;
+    let trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
+    let evidence = Evidence::start(&settings.evidence, &trail, out)?.map(Arc::new);
     let events = events::Events::new(settings.max_connections.into());
     trail.trail.tap(events.tap());
     let mut policy = Policy::from(settings.rules);
@@ -111,7 +115,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         out.line(out.styled(Style::Dim, note));
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, trail.dir.clone()));
+    let subject_key = subject_key(out);
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
 
     if let Err(failure) = load_all(&registry, jobs, &asked, out) {
         let _ = registry.close("a model could not be loaded");
@@ -157,6 +162,10 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     drop(control);
     let stopped = registry.close(why.reason());
     let audit = trail.close(out);
+    // Last, so that the end of the log leaves the machine too.
+    if let Some(evidence) = &evidence {
+        evidence.finish(out);
+    }
     stopped?;
     let audit = audit?;
     out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
@@ -181,6 +190,15 @@ fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out)
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// The key of the commitments to who gives orders. Without it work goes on, and nobody is named in any form.
+fn subject_key(out: &Out) -> Option<SubjectKey> {
+    let key = state::subject_key(true);
+    key.inspect_err(|failure| {
+        out.warn(format_args!("warning: who gives orders is not recorded: {}", failure.message));
+    })
+    .ok()
 }
 
 fn scrub_options(settings: &Settings) -> ScrubOptions {
@@ -243,6 +261,9 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, out: &
     out.line(format_args!("  http        http://{listen}/"));
     out.line(format_args!("  socket      {}", printable(&settings.socket.to_string_lossy())));
     out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
+    if let Some(evidence) = &status.audit.evidence {
+        out.line(format_args!("              {}", evidence.sum_up()));
+    }
     out.object(&Ready { listen, socket: &settings.socket, pid: std::process::id(), status });
 }
 
@@ -310,6 +331,7 @@ async fn stay(registry: &Arc<Registry>, mut asked: Asked, exporter: &PrometheusH
             swept = tokio::time::Instant::now();
             exporter.run_upkeep();
         }
+        registry.show_evidence();
         if let Some(reason) = registry.scrub_status().stop_requested {
             return Why::StopWorker(reason.into());
         }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vram_residency::actor::{Acting, SubjectKey};
 use vram_residency::audit::TrailHealth;
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
@@ -14,10 +15,12 @@ use vram_residency::{
 };
 
 use super::config::Settings;
+use super::evidence::Evidence;
 use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
+use crate::session::Trail;
 
 /// One shard's place.
 struct Place {
@@ -41,6 +44,10 @@ pub(crate) struct Registry {
     changing: Mutex<()>,
     verifying: Mutex<()>,
     audit_dir: PathBuf,
+    /// Where the log is signed.
+    evidence: Option<Arc<Evidence>>,
+    /// Without it nothing is recorded of who gives an order.
+    subject_key: Option<SubjectKey>,
     allow_drill: bool,
     period: Duration,
     /// Bytes verified in a second, as last seen.
@@ -48,18 +55,36 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn new(manager: VramManager, scrubber: Scrubber, settings: &Settings, audit_dir: PathBuf) -> Self {
+    pub(super) fn new(
+        manager: VramManager,
+        scrubber: Scrubber,
+        settings: &Settings,
+        trail: &Trail,
+        evidence: Option<Arc<Evidence>>,
+        subject_key: Option<SubjectKey>,
+    ) -> Self {
         Self {
             manager,
             scrubber,
             places: Mutex::default(),
             changing: Mutex::default(),
             verifying: Mutex::default(),
-            audit_dir,
+            audit_dir: trail.dir.clone(),
+            evidence,
+            subject_key,
             allow_drill: settings.allow_drill,
             period: settings.period,
             speed: Mutex::new(0.0),
         }
+    }
+
+    /// Until this is dropped, what the thread records names the user as who ordered it, by commitment.
+    pub(super) fn acting_for(&self, uid: u32) -> Acting {
+        Acting::begin(self.subject_key.as_ref().map(|key| key.user(uid)))
+    }
+
+    pub(super) fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Failure> {
+        Ok(self.manager.record_command(command, shard_id)?)
     }
 
     /// Seals a file and watches it, unless it is told to stop.
@@ -147,7 +172,7 @@ impl Registry {
         // Read before anything is given up.
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
         let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
-        let model_ref = path.to_string_lossy().replace(char::is_control, "\u{fffd}");
+        let model_ref = jobs::name_of(&path);
         match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
             Ok(shard) => {
                 let view = self.keep(shard.clone(), &file);
@@ -320,6 +345,14 @@ impl Registry {
             queued: figure(|log| log.queued),
             lost: trail.lost_records(),
             late: figure(|log| log.late),
+            evidence: self.evidence.as_ref().map(|evidence| evidence.view()),
+        }
+    }
+
+    /// Brings the metrics of what is signed up to date.
+    pub(super) fn show_evidence(&self) {
+        if let Some(evidence) = &self.evidence {
+            evidence.show();
         }
     }
 

@@ -44,6 +44,38 @@ pub(crate) struct AuditView {
     pub(crate) queued: u64,
     pub(crate) lost: u64,
     pub(crate) late: u64,
+    /// What of it is signed, copied and cosigned; none where it has no key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) evidence: Option<EvidenceView>,
+}
+
+/// What of the audit log is signed, and where else it is known.
+#[derive(Debug, Serialize)]
+pub(crate) struct EvidenceView {
+    pub(crate) origin: String,
+    pub(crate) vkey: String,
+    pub(crate) signed_records: u64,
+    /// Why nothing more is signed, where that is so.
+    pub(crate) refused: Option<String>,
+    pub(crate) replicas: Vec<ElsewhereView>,
+    pub(crate) witnesses: Vec<ElsewhereView>,
+    /// Witnesses that have to cosign.
+    pub(crate) quorum: usize,
+    pub(crate) cosigned_records: u64,
+}
+
+/// A replica or a witness.
+#[derive(Debug, Serialize)]
+pub(crate) struct ElsewhereView {
+    pub(crate) name: String,
+    pub(crate) state: &'static str,
+    /// What it knows.
+    pub(crate) records: u64,
+    /// What it does not know yet.
+    pub(crate) lag_records: u64,
+    pub(crate) last_success: Option<String>,
+    pub(crate) failures: u64,
+    pub(crate) last_error: Option<String>,
 }
 
 /// A sealed shard.

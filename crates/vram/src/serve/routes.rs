@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,7 @@ use vram_residency::model::Format;
 
 use super::auth::Token;
 use super::events::Events;
+use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
 use super::{openapi, telemetry};
@@ -163,48 +164,63 @@ async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Seriali
     work(move || shared.registry.verify(&id)).await
 }
 
-async fn repair(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
-    work(move || shared.registry.repair(&id)).await
+async fn repair(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Id(id): Id,
+) -> Answer<impl Serialize> {
+    order(shared, peer, "repair", Some(id), move |registry| registry.repair(&id)).await
 }
 
-async fn release(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
-    work(move || shared.registry.release(&id)).await
+async fn release(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Id(id): Id,
+) -> Answer<impl Serialize> {
+    order(shared, peer, "release", Some(id), move |registry| registry.release(&id)).await
 }
 
-async fn load(State(shared): State<Shared>, body: Result<Json<LoadRequest>, JsonRejection>) -> Answer<impl Serialize> {
+async fn load(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Result<Json<LoadRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
     let LoadRequest { files, format } = body?.0;
     let format = format.map(|format| format.parse::<Format>()).transpose();
     let format = format.map_err(|error| Failure::usage(error.to_string()))?;
-    work(move || shared.registry.load_files(&files, format)).await
+    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format)).await
 }
 
 async fn unseal(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Id(id): Id,
     body: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let reason = body?.0.reason;
-    work(move || shared.registry.unseal(&id, &reason)).await
+    order(shared, peer, "unseal", Some(id), move |registry| registry.unseal(&id, &reason)).await
 }
 
 async fn reseal(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Id(id): Id,
     headers: HeaderMap,
     body: Result<Json<ResealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let body = optional(&headers, body)?;
-    work(move || shared.registry.reseal(&id, body.file.as_deref())).await
+    order(shared, peer, "reseal", Some(id), move |registry| registry.reseal(&id, body.file.as_deref())).await
 }
 
 async fn drill(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
     Id(id): Id,
     headers: HeaderMap,
     body: Result<Json<DrillRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
     let body = optional(&headers, body)?;
-    work(move || shared.registry.drill(&id, body.byte, body.bit)).await
+    order(shared, peer, "drill", Some(id), move |registry| registry.drill(&id, body.byte, body.bit)).await
 }
 
 /// A body that may be missing.
@@ -230,6 +246,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             Path::<String>::from_request_parts(parts, state).await.map_err(|error| refuse(error.body_text()))?;
         ShardId::new(&text).map(Self).map_err(|error| refuse(error.to_string()))
     }
+}
+
+/// Carries out an order of the control socket's peer, recorded first.
+async fn order<T: Send + 'static>(
+    shared: Shared,
+    peer: Peer,
+    command: &'static str,
+    shard_id: Option<ShardId>,
+    carry_out: impl FnOnce(&Registry) -> Result<T, Failure> + Send + 'static,
+) -> Answer<T> {
+    work(move || {
+        let _acting = shared.registry.acting_for(peer.0);
+        shared.registry.record_command(command, shard_id.as_ref())?;
+        carry_out(&shared.registry)
+    })
+    .await
 }
 
 /// Does what may take long where nobody else waits for it.

@@ -166,6 +166,14 @@ pub(crate) fn gguf() -> Vec<u8> {
     file
 }
 
+/// How a path stands in records: a user's home directory is not named.
+pub(crate) fn nameless(path: &str) -> String {
+    match path.strip_prefix("/home/").and_then(|rest| rest.split_once('/')) {
+        Some((_, rest)) => format!("/home/*/{rest}"),
+        None => path.to_owned(),
+    }
+}
+
 /// Bytes from hex digits.
 pub(crate) fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()

@@ -1,0 +1,307 @@
+//! The verification itself: everything once, in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use super::blocks::{Piece, Pieces, place};
+use super::order::Order;
+use super::signers::{Claims, KeyRecord, Keys};
+use super::wal::Wal;
+use super::{EvidenceError, Question, Report, Violation, What, bundle};
+use crate::control;
+use crate::frame::Kind;
+use crate::tlog::entry::{self, Entry};
+use crate::tlog::source::SourceError;
+use crate::tlog::tree::{Hash, MAX_SIZE, Tile, Tree, TreeError, read_tile, tile_hash};
+
+/// Bundles and tiles missing one after the other, after which nobody looks for more.
+const MAX_ABSENT: u64 = 1000;
+/// Changes of key that are followed.
+const MAX_KEYS: usize = 1000;
+
+/// Verifies a published log. What is wrong is in the report.
+///
+/// # Errors
+/// [`EvidenceError`] if something cannot be read for another reason than that it is not there.
+pub fn verify(question: &Question<'_>) -> Result<Report, EvidenceError> {
+    let mut report = Report::default();
+    let claims = Claims::gather(question, &mut report)?;
+    let newest = claims.newest().cloned();
+    let (size, root) = newest.as_ref().map_or((0, Hash::EMPTY_TREE), |newest| (newest.size, newest.root));
+    report.origin = newest.as_ref().map(|newest| newest.origin.clone());
+    report.root = newest.as_ref().map(|newest| newest.root);
+    let minimum = question.source.get("minimum-index")?;
+    let minimum = minimum.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()).unwrap_or(0);
+    // Opened after the checkpoint was read: the log's own segments then go at least as far.
+    let wal = question.wal.as_ref().map(|(vfs, dir)| Wal::open(vfs, dir)).transpose()?;
+    let mut flow = Flow {
+        question,
+        size: size.min(MAX_SIZE),
+        root,
+        minimum,
+        sizes: claims.sizes().collect(),
+        tree: Tree::new(),
+        roots: BTreeMap::from([(0, Hash::EMPTY_TREE)]),
+        broken: false,
+        suspect: None,
+        absent: 0,
+        parent: None,
+        changed: Vec::new(),
+        order: Order::default(),
+        wal,
+        keys: Vec::new(),
+        report,
+    };
+    let stop = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        let done = Pieces::start(scope, question, flow.size, &stop).and_then(|pieces| flow.run(pieces));
+        stop.store(true, Relaxed);
+        done
+    });
+    done?;
+    let Flow { roots, keys, wal, suspect, mut report, .. } = flow;
+    let keys = Keys::follow(question, &keys, &mut report)?;
+    claims.judge(question, &roots, &keys, suspect, &mut report);
+    let behind = wal.map_or(0, |wal| wal.end(&mut report));
+    report.ranges.unsigned = report.ranges.signed.max(size.saturating_add(behind));
+    Ok(report)
+}
+
+struct Flow<'a> {
+    question: &'a Question<'a>,
+    size: u64,
+    root: Hash,
+    minimum: u64,
+    /// Where a root is needed.
+    sizes: BTreeSet<u64>,
+    tree: Tree,
+    roots: BTreeMap<u64, Hash>,
+    /// Hashes are missing: no roots from here on.
+    broken: bool,
+    suspect: Option<u64>,
+    absent: u64,
+    /// The tile of level 1 read last.
+    parent: Option<(u64, Option<Vec<Hash>>)>,
+    /// Tiles above level 0 that do not fit, and whether they are there.
+    changed: Vec<(Tile, bool)>,
+    order: Order,
+    wal: Option<Wal>,
+    keys: Vec<KeyRecord>,
+    report: Report,
+}
+
+impl Flow<'_> {
+    fn run(&mut self, mut pieces: Pieces) -> Result<(), EvidenceError> {
+        let ends_here = self.size > 0 && !self.last_is_there()?;
+        while let Some(piece) = pieces.take() {
+            let piece = piece?;
+            if piece.hashes.is_none() && !piece.misshapen && piece.bundle.is_none() {
+                let start = piece.tile.start();
+                if ends_here {
+                    let detail = format!("it says {}, and the files go to {start} at least", self.size);
+                    let (what, file) = (What::FutureCheckpoint, "checkpoint".to_owned());
+                    self.report.add(Violation { what, record: None, index: Some(start), file, detail });
+                    return Ok(());
+                }
+                self.absent = self.absent.saturating_add(1);
+                if self.absent > MAX_ABSENT {
+                    return Ok(());
+                }
+            } else {
+                self.absent = 0;
+            }
+            self.piece(&piece)?;
+        }
+        if !self.broken && self.tree.size() == self.size {
+            let partial: Vec<(Tile, Vec<u8>)> =
+                self.tree.partial_tiles().map(|(tile, bytes)| (tile, bytes.to_vec())).collect();
+            for (tile, bytes) in partial {
+                self.compare(tile, &bytes)?;
+            }
+        }
+        // If the root is right, these tiles are wrong; if it is not, nobody can tell which.
+        for (tile, there) in std::mem::take(&mut self.changed) {
+            let what = if there { What::TileChanged } else { What::TileMissing };
+            let (index, file) = (Some(tile.start()), tile.path());
+            self.report.add(Violation { what, record: None, index, file, detail: String::new() });
+        }
+        Ok(())
+    }
+
+    fn last_is_there(&self) -> Result<bool, EvidenceError> {
+        let Some((tile, entries)) = place(self.size, self.size.saturating_sub(1) / 256) else { return Ok(false) };
+        for path in [tile.path(), tile.full().path(), entries.path(), entries.full().path()] {
+            if self.question.source.get(&path)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn piece(&mut self, piece: &Piece) -> Result<(), EvidenceError> {
+        let (tile, entries) = (piece.tile, piece.entries);
+        let start = tile.start();
+        let told =
+            |what, file: String| Violation { what, record: None, index: Some(start), file, detail: String::new() };
+        let pruned = piece.bundle.is_none() && entries.end() <= self.minimum;
+        if pruned {
+            self.report.pruned = self.report.pruned.saturating_add(u64::from(entries.width()));
+        } else if piece.bundle.is_none() {
+            self.report.add(told(What::BundleMissing, entries.path()));
+        }
+        if piece.hashes.is_none() {
+            let what = if piece.misshapen { What::TileChanged } else { What::TileMissing };
+            self.report.add(told(what, tile.path()));
+        }
+        let whole = piece.leaves.as_ref().ok().filter(|leaves| leaves.len() == usize::from(tile.width()));
+        if let Err(damaged) = &piece.leaves {
+            self.report.add(Violation { file: entries.path(), index: Some(start), ..damaged.clone() });
+        }
+        // What the tree has here, and whether the bundle is that.
+        let (hashes, fits) = match (&piece.hashes, &piece.bundle) {
+            (Some(hashes), None) => (Some(hashes.clone()), false),
+            (None, _) => (whole.cloned(), whole.is_some()),
+            (Some(hashes), Some(_)) if whole == Some(hashes) => (Some(hashes.clone()), true),
+            (Some(hashes), Some(bytes)) => {
+                let (right, tile_is_right) = self.decide(tile, hashes, whole)?;
+                if !tile_is_right {
+                    self.report.add(told(What::TileChanged, tile.path()));
+                }
+                let fits = whole == Some(&right);
+                if let (false, Ok(leaves)) = (fits, &piece.leaves) {
+                    self.report.add(bundle::difference(entries, bytes, leaves, &right));
+                }
+                (Some(right), fits)
+            }
+        };
+        let Some(hashes) = hashes else {
+            self.broken = true;
+            self.lose();
+            return Ok(());
+        };
+        if tile.is_full() && self.suspect.is_none() && self.parent_of(tile)?.is_some_and(|up| Some(up) != over(&hashes))
+        {
+            self.suspect = Some(start);
+        }
+        let raw = piece.bundle.as_deref().filter(|_| fits).and_then(|bytes| entry::split(bytes).ok());
+        if raw.is_none() {
+            self.lose();
+        }
+        for (at, hash) in hashes.iter().enumerate() {
+            self.push(*hash)?;
+            if let Some(bytes) = raw.as_ref().and_then(|raw| raw.get(at)) {
+                self.entry(bytes, start.saturating_add(at as u64), entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self) {
+        self.order.lose();
+        if let Some(wal) = &mut self.wal {
+            wal.lose();
+        }
+    }
+
+    fn entry(&mut self, bytes: &[u8], index: u64, tile: Tile) {
+        self.report.entries = self.report.entries.saturating_add(1);
+        let Ok(entry) = Entry::parse(bytes) else {
+            let (what, index) = (What::EntryMalformed, Some(index));
+            self.report.add(Violation { what, record: None, index, file: tile.path(), detail: String::new() });
+            self.lose();
+            return;
+        };
+        self.order.entry(&entry, index, tile, &mut self.report);
+        if let Some(wal) = &mut self.wal {
+            wal.entry(bytes, &entry, index, &tile, &mut self.report);
+        }
+        let names_key = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
+        if names_key && !self.broken && self.keys.len() < MAX_KEYS {
+            let (size, root) = (self.tree.size(), self.tree.root());
+            self.keys.push(KeyRecord { seq: entry.seq, size, root, leaf: entry.leaf.to_vec() });
+        }
+    }
+
+    fn push(&mut self, hash: Hash) -> Result<(), EvidenceError> {
+        if self.broken {
+            return Ok(());
+        }
+        let mut full = Vec::new();
+        let pushed = self.tree.push(hash, &mut |tile, bytes| {
+            if tile.level() != Some(0) {
+                full.push((tile, bytes.to_vec()));
+            }
+        });
+        self.broken = pushed.is_err();
+        let size = self.tree.size();
+        if self.sizes.contains(&size) {
+            self.roots.insert(size, self.tree.root());
+        }
+        full.into_iter().try_for_each(|(tile, bytes)| self.compare(tile, &bytes))
+    }
+
+    /// A tile above level 0 as the tree gives it, against the one that is there.
+    fn compare(&mut self, tile: Tile, bytes: &[u8]) -> Result<(), EvidenceError> {
+        if tile.level() == Some(0) {
+            return Ok(());
+        }
+        match self.read(tile)? {
+            Some(found) if found == bytes => {}
+            found => self.changed.push((tile, found.is_some())),
+        }
+        Ok(())
+    }
+
+    /// The bytes of a tile; empty if it has the wrong length.
+    fn read(&self, tile: Tile) -> Result<Option<Vec<u8>>, SourceError> {
+        match read_tile(self.question.source, tile) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(TreeError::Source(error)) => Err(error),
+            Err(TreeError::Missing { .. }) => Ok(None),
+            Err(_) => Ok(Some(Vec::new())),
+        }
+    }
+
+    /// What the tile of level 1 says of a full tile of level 0, if it is there.
+    fn parent_of(&mut self, tile: Tile) -> Result<Option<Hash>, EvidenceError> {
+        let number = tile.index() / 256;
+        if self.parent.as_ref().is_none_or(|(parent, _)| *parent != number) {
+            let width = (self.size >> 8).saturating_sub(number.saturating_mul(256)).min(256);
+            let up = u16::try_from(width).ok().and_then(|width| Tile::hashes(1, number, width));
+            let bytes = up.map_or(Ok(None), |up| self.read(up))?;
+            self.parent = Some((number, bytes.map(|bytes| bundle::hashes(&bytes))));
+        }
+        let place = usize::try_from(tile.index() % 256).unwrap_or(0);
+        let hashes = self.parent.as_ref().and_then(|(_, hashes)| hashes.as_ref());
+        Ok(hashes.and_then(|hashes| hashes.get(place)).copied())
+    }
+
+    /// Tile and bundle disagree: which of them is the one that the tree is made of? The hashes that are, and whether the
+    /// tile is right.
+    fn decide(
+        &mut self,
+        tile: Tile,
+        hashes: &[Hash],
+        leaves: Option<&Vec<Hash>>,
+    ) -> Result<(Vec<Hash>, bool), EvidenceError> {
+        let Some(leaves) = leaves else { return Ok((hashes.to_vec(), true)) };
+        let bundle_is_right = if tile.is_full() {
+            let up = self.parent_of(tile)?;
+            up.is_some() && up == over(leaves) && up != over(hashes)
+        } else {
+            let root = |hashes: &[Hash]| {
+                let mut tree = self.tree.clone();
+                let pushed = hashes.iter().try_for_each(|hash| tree.push(*hash, &mut |_, _| {}));
+                pushed.map(|()| tree.root()).ok()
+            };
+            !self.broken && root(leaves) == Some(self.root) && root(hashes) != Some(self.root)
+        };
+        Ok(if bundle_is_right { (leaves.clone(), false) } else { (hashes.to_vec(), true) })
+    }
+}
+
+/// The hash over a full tile.
+fn over(hashes: &[Hash]) -> Option<Hash> {
+    let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+    tile_hash(&bytes)
+}

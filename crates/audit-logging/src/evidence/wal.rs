@@ -1,0 +1,137 @@
+//! The log's own segments against what was published, record by record.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{EvidenceError, Report, Violation, What};
+use crate::outcome::ReadError;
+use crate::reader::{self, Record, Records};
+use crate::tlog::entry::Entry;
+use crate::tlog::tree::Tile;
+use crate::vfs::Vfs;
+
+/// Published records that the log does not have, one after the other.
+#[derive(Clone)]
+struct Missing {
+    first: u64,
+    last: u64,
+    index: u64,
+    count: u64,
+    file: String,
+}
+
+/// Walks the segments beside the published entries.
+pub(super) struct Wal {
+    records: Records,
+    /// The next record, not compared yet.
+    ahead: Option<Record>,
+    missing: Option<Missing>,
+    ended: bool,
+    /// Whether everything published so far was readable, so that a record without a counterpart means something.
+    complete: bool,
+    bytes: Vec<u8>,
+    dir: String,
+}
+
+impl Wal {
+    pub(super) fn open(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<Self, EvidenceError> {
+        let records = reader::records_on(Arc::clone(vfs), dir)?;
+        let dir = dir.display().to_string();
+        Ok(Self { records, ahead: None, missing: None, ended: false, complete: true, bytes: Vec::new(), dir })
+    }
+
+    /// Entries in between could not be read.
+    pub(super) fn lose(&mut self) {
+        self.complete = false;
+    }
+
+    fn peek(&mut self, report: &mut Report) -> Option<&Record> {
+        while self.ahead.is_none() && !self.ended {
+            match self.records.next() {
+                Some(Ok(record)) => self.ahead = Some(record),
+                Some(Err(ReadError::Violation(violation))) => {
+                    let record = (violation.seq > 0).then_some(violation.seq);
+                    let file = format!("segment-{:012}.wal", violation.segment);
+                    let detail = format!("{} at byte {}", violation.what.as_str(), violation.offset);
+                    report.add(Violation { what: What::LogDamaged, record, index: None, file, detail });
+                }
+                Some(Err(error)) => {
+                    report.violation(What::LogDamaged, self.dir.clone(), error.to_string());
+                }
+                None => self.ended = true,
+            }
+        }
+        self.ahead.as_ref()
+    }
+
+    /// The next published entry.
+    pub(super) fn entry(&mut self, bytes: &[u8], entry: &Entry<'_>, index: u64, tile: &Tile, report: &mut Report) {
+        loop {
+            let complete = std::mem::replace(&mut self.complete, true);
+            let Some(record) = self.peek(report) else { break };
+            if record.seq < entry.seq {
+                let Some(record) = self.ahead.take() else { break };
+                if complete {
+                    let file = format!("segment-{:012}.wal", record.segment);
+                    let detail = format!("at byte {}", record.offset);
+                    report.add(Violation {
+                        what: What::RecordInserted,
+                        record: Some(record.seq),
+                        index: None,
+                        file,
+                        detail,
+                    });
+                }
+                self.complete = complete;
+                continue;
+            }
+            if record.seq > entry.seq {
+                break;
+            }
+            let Some(record) = self.ahead.take() else { break };
+            report.compared = report.compared.saturating_add(1);
+            self.bytes.clear();
+            Entry::of(&record).write(&mut self.bytes);
+            self.tell_missing(report);
+            if self.bytes != bytes {
+                let file = format!("segment-{:012}.wal", record.segment);
+                let detail = format!("at byte {}", record.offset);
+                let (what, index) = (What::RecordEdited, Some(index));
+                report.add(Violation { what, record: Some(record.seq), index, file, detail });
+            }
+            return;
+        }
+        let missing =
+            self.missing.get_or_insert(Missing { first: entry.seq, last: 0, index, count: 0, file: tile.path() });
+        missing.count = missing.count.saturating_add(1);
+        missing.last = entry.seq;
+    }
+
+    fn tell_missing(&mut self, report: &mut Report) {
+        if let Some(missing) = self.missing.take() {
+            report.add(missing.violation(What::RecordMissing));
+        }
+    }
+
+    /// All that was published has been seen. Returns how many records there are behind it.
+    pub(super) fn end(mut self, report: &mut Report) -> u64 {
+        let mut behind = 0u64;
+        while self.peek(report).is_some() {
+            self.ahead = None;
+            behind = behind.saturating_add(1);
+        }
+        if let Some(missing) = self.missing.take() {
+            let what = if behind > 0 { What::LogCutAndContinued } else { What::LogShorter };
+            report.add(missing.violation(what));
+        }
+        behind
+    }
+}
+
+impl Missing {
+    fn violation(self, what: What) -> Violation {
+        let Missing { first, last, index, count, file } = self;
+        let detail = if count > 1 { format!("{count} records, up to record {last}") } else { String::new() };
+        Violation { what, record: Some(first), index: Some(index), file, detail }
+    }
+}

@@ -321,8 +321,9 @@ impl AuditTrail {
         }
     }
 
-    /// The log, where it is open.
-    fn log(&self) -> Option<&AuditLog> {
+    /// The log itself, where it is open: to publish it.
+    #[must_use]
+    pub fn log(&self) -> Option<&AuditLog> {
         match &self.inner.destination {
             Destination::Log(log) => Some(log),
             Destination::Broken(broken) => broken.opened.get(),
@@ -356,15 +357,6 @@ impl AuditTrail {
     #[must_use]
     pub fn lost_records(&self) -> u64 {
         self.inner.metrics.lost()
-    }
-
-    /// The log itself, where it is open: to publish it.
-    #[must_use]
-    pub fn log(&self) -> Option<&AuditLog> {
-        match &self.inner.destination {
-            Destination::Log(log) => Some(log),
-            Destination::Broken { .. } | Destination::Off => None,
-        }
     }
 
     /// The log's own figures, where it is open.

@@ -118,16 +118,13 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let subject_key = subject_key(out);
     let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
 
-    if let Err(failure) = load_all(&registry, jobs, &asked, out) {
-        let _ = registry.close("a model could not be loaded");
-        trail.close(out)?;
-        return Err(failure);
-    }
+    let loaded = load_all(&registry, jobs, &asked, out);
     let stopped = *asked.borrow();
-    if let Some(signal) = stopped {
-        out.line(format_args!("stopping: {signal}, before every model was loaded"));
-        registry.close(signal)?;
-        return trail.close(out).map(drop);
+    if loaded.is_err() || stopped.is_some() {
+        let why = stopped.unwrap_or("a model could not be loaded");
+        out.line(format_args!("stopping: {why}"));
+        let closed = close(&registry, trail, evidence.as_deref(), why, out);
+        return loaded.and(closed);
     }
     warn_of_budget(&registry, out);
 
@@ -160,21 +157,33 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     });
     runtime.shutdown_timeout(DRAIN);
     drop(control);
-    let stopped = registry.close(why.reason());
-    let audit = trail.close(out);
-    // Last, so that the end of the log leaves the machine too.
-    if let Some(evidence) = &evidence {
-        evidence.finish(out);
-    }
-    stopped?;
-    let audit = audit?;
-    out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
+    close(&registry, trail, evidence.as_deref(), why.reason(), out)?;
     match why {
         Why::Asked(_) => Ok(()),
         Why::StopWorker(reason) => {
             Err(Failure::integrity("stop-worker", format!("the policy stopped the worker: {reason}")))
         }
     }
+}
+
+/// Ends everything in order, and records it.
+fn close(
+    registry: &Registry,
+    trail: Trail,
+    evidence: Option<&Evidence>,
+    reason: &str,
+    out: &Out,
+) -> Result<(), Failure> {
+    let stopped = registry.close(reason);
+    let audit = trail.close(out);
+    // Last, so that the end of the log leaves the machine too.
+    if let Some(evidence) = evidence {
+        evidence.finish(out);
+    }
+    stopped?;
+    let audit = audit?;
+    out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
+    Ok(())
 }
 
 /// Makes every model resident, unless the daemon is asked to stop meanwhile: then those that are stay for the moment.

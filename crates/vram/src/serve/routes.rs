@@ -164,19 +164,11 @@ async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Seriali
     work(move || shared.registry.verify(&id)).await
 }
 
-async fn repair(
-    State(shared): State<Shared>,
-    Extension(peer): Extension<Peer>,
-    Id(id): Id,
-) -> Answer<impl Serialize> {
+async fn repair(State(shared): State<Shared>, Extension(peer): Extension<Peer>, Id(id): Id) -> Answer<impl Serialize> {
     order(shared, peer, "repair", Some(id), move |registry| registry.repair(&id)).await
 }
 
-async fn release(
-    State(shared): State<Shared>,
-    Extension(peer): Extension<Peer>,
-    Id(id): Id,
-) -> Answer<impl Serialize> {
+async fn release(State(shared): State<Shared>, Extension(peer): Extension<Peer>, Id(id): Id) -> Answer<impl Serialize> {
     order(shared, peer, "release", Some(id), move |registry| registry.release(&id)).await
 }
 

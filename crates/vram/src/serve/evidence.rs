@@ -38,8 +38,7 @@ impl Plan {
         let quorum = options.quorum.unwrap_or(witnesses.len());
         if quorum > witnesses.len() || (quorum == 0 && !witnesses.is_empty()) {
             return Err(Failure::usage(format!(
-                "[audit] quorum is {quorum} and there are {}: choose 1 to {}",
-                count(witnesses.len(), "witness"),
+                "[audit] quorum is {quorum} of {0} witnesses, which can never be told: choose 1 to {0}",
                 witnesses.len()
             )));
         }
@@ -171,7 +170,8 @@ impl EvidenceView {
             count(self.replicas.len(), "replica"),
             match self.witnesses.len() {
                 0 => String::from("no witness"),
-                many => format!("{} (quorum {})", count(many, "witness"), self.quorum),
+                1 => String::from("1 witness"),
+                many => format!("{many} witnesses (quorum {})", self.quorum),
             }
         )
     }

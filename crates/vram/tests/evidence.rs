@@ -70,7 +70,10 @@ fn the_log_is_copied_to_its_last_record_and_a_witness_that_is_down_holds_up_noth
     }
     daemon.stop();
     let published = home.audit().join("tlog");
-    assert_eq!(std::fs::read(replica.join("checkpoint")).unwrap(), std::fs::read(published.join("checkpoint")).unwrap());
+    assert_eq!(
+        std::fs::read(replica.join("checkpoint")).unwrap(),
+        std::fs::read(published.join("checkpoint")).unwrap()
+    );
     let report = audit_logging::reader::verify(&home.audit()).unwrap();
     assert!(report.clean_close);
     assert_eq!(size(&replica.join("checkpoint")), report.records, "the record of the end is on the replica");

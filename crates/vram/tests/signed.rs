@@ -209,6 +209,25 @@ fn an_end_that_was_cut_off_is_found_by_what_others_hold_and_else_said_to_be_open
 }
 
 #[test]
+fn entries_that_are_gone_are_missing_whatever_an_unsigned_file_says() {
+    let home = Home::new();
+    let vkey = text(&home.json(["audit", "keygen"])["vkey"]);
+    let models = home.path("models");
+    for number in 0..70 {
+        home.file(format!("models/{number}.safetensors"), &safetensors(["a", "b"], 1));
+    }
+    home.json(["seal", models.to_str().unwrap()]);
+    let verify = || home.run(["audit", "verify", "--vkey", &vkey, "--json"]);
+    assert_eq!(verify().code, 0);
+    fs::remove_file(published(&home).join("tile/entries/000")).unwrap();
+    assert_eq!(verify().code, 3);
+    fs::write(published(&home).join("minimum-index"), "256\n").unwrap();
+    let ran = verify();
+    ran.failed(3, "audit", &[]);
+    assert_eq!(ran.object()["published"]["violations"][0]["file"], "minimum-index");
+}
+
+#[test]
 fn how_old_a_log_may_be_is_the_auditors_choice() {
     let (home, vkey) = signed_home();
     home.json(["audit", "verify", "--vkey", &vkey, "--max-age", "1h"]);

@@ -35,7 +35,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn string(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r"))
 }
 
 fn keys() -> [SigningKey; 3] {

@@ -317,3 +317,11 @@ fn clocks_that_jump_change_nothing() {
         .count();
     assert_eq!(clocks, 5);
 }
+
+/// A spare segment of an earlier start names a segment that is long published as the one in use.
+#[test]
+fn seeds_that_once_failed() {
+    for seed in [3602; 20] {
+        power(seed);
+    }
+}

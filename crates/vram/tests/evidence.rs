@@ -1,5 +1,6 @@
 //! What of the daemon's log leaves the machine, as its operators meet it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
 
 mod support;
 
@@ -45,6 +46,7 @@ fn the_log_is_copied_to_its_last_record_and_a_witness_that_is_down_holds_up_noth
     });
     let evidence = evidence(&status);
     assert!(evidence["signed_records"].as_u64().unwrap() >= 3, "{evidence}");
+    assert_eq!(evidence["replicas"][0]["probe"]["winners"], 1, "{evidence}");
     assert_eq!((&evidence["quorum"], &evidence["cosigned_records"]), (&1.into(), &0.into()));
     assert!(evidence["witnesses"][0]["last_error"].as_str().unwrap().contains("does not answer"), "{evidence}");
     let page = daemon.get("/metrics").body;

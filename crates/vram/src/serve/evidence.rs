@@ -11,7 +11,7 @@ use audit_replication::{
 use metrics::Unit;
 use vram_residency::metrics as names;
 
-use super::report::{ElsewhereView, EvidenceView};
+use super::report::{ElsewhereView, EvidenceView, ProbeView};
 use crate::cli::{EvidenceOptions, ReplicaSection};
 use crate::exit::Failure;
 use crate::jobs::count;
@@ -186,6 +186,11 @@ fn view_of_replica(status: ReplicaStatus) -> ElsewhereView {
         last_success: status.last_success.map(moment),
         failures: status.failures,
         last_error: status.last_error,
+        probe: status.probe.map(|probe| ProbeView {
+            conditional_create: probe.conditional_create,
+            winners: probe.winners,
+            object_lock: probe.object_lock.as_str(),
+        }),
     }
 }
 
@@ -198,6 +203,7 @@ fn view_of_witness(status: WitnessStatus) -> ElsewhereView {
         last_success: status.last_success.map(moment),
         failures: status.failures,
         last_error: status.last_error,
+        probe: None,
     }
 }
 

@@ -131,7 +131,7 @@ fn partial_tiles_of_older_sizes_stay_until_the_full_one_replaces_them() {
         assert!(log.emit(Severity::Critical, b"x").is_durable());
     }
     until("the full tile replaces them", || vfs.names(&tlog_dir().join("tile/0/000.p")).is_empty());
-    assert!(vfs.names(&tlog_dir().join("tile/entries/000.p")).is_empty());
+    until("the full bundle, too", || vfs.names(&tlog_dir().join("tile/entries/000.p")).is_empty());
     for (size, root) in &older {
         assert_eq!(root_of(publisher.source(), *size, *size).unwrap(), *root);
     }
@@ -182,7 +182,8 @@ fn a_log_that_is_not_what_was_signed_is_refused_and_the_log_says_so() {
         put_back(vfs, older, "segment-");
         put_back(vfs, older, "tlog/");
     });
-    assert_eq!(all, Some(Refusal::Rollback { found: 303, signed: 404 }), "only the state beside the key remembers");
+    // Only the state beside the key remembers.
+    assert!(matches!(all, Some(Refusal::Rollback { found: 303..=309, signed: 404 })), "{all:?}");
     // The published files alone put back to an earlier state: made anew from the log.
     assert_eq!(refused(|vfs, older| put_back(vfs, older, "tlog/")), None);
     let tile = refused(|vfs, _| vfs.flip(&tlog_dir().join("tile/0/000"), 77));

@@ -24,7 +24,13 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     run(ctx.command(&promtool).args(["test", "rules", "deploy/prometheus/vram.rules.test.yml"]))?;
     run(ctx.command(&promtool).args(["check", "config", "deploy/prometheus/prometheus.yml"]))?;
 
-    let mut daemon = Daemon::start(ctx, "alerts", &[4, 2], &["--on-failure", "repair", "--period", "2s"])?;
+    let [key, config] = signed(ctx)?;
+    let mut daemon = Daemon::start(
+        ctx,
+        "alerts",
+        &[4, 2],
+        &["--on-failure", "repair", "--period", "2s", "--audit-key", &key, "--config", &config],
+    )?;
     // The first pass makes every series that there is.
     std::thread::sleep(Duration::from_secs(3));
     let page = daemon.get("/metrics")?;
@@ -41,6 +47,25 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
         "rules and {checked} mentions of metrics checked; {ALERT} fired {:.1} s after the bit broke",
         fired.as_secs_f64()
     ))
+}
+
+/// A key for the log, and a configuration with a replica, and with a witness that nobody is.
+fn signed(ctx: &Ctx) -> Result<[String; 2]> {
+    run(ctx.cargo().args(["build", "--release", "-p", "vram"]))?;
+    let home = ctx.target.join("tmp/alerts-evidence");
+    let _ = std::fs::remove_dir_all(&home);
+    std::fs::create_dir_all(home.join("replica"))?;
+    let (key, config) = (home.join("audit.key"), home.join("vram.toml"));
+    run(ctx.command(ctx.target.join("release/vram")).args(["audit", "keygen", "--audit-key"]).arg(&key))?;
+    let replica = home.join("replica");
+    let vkey = "witness.example.org/w1+af7ac9cb+BBCHTjVvcmoerhePTbYXxQrjjKM5y+ZWcYXcGCUdRdUM";
+    let address = free_address()?;
+    let text = format!(
+        "[[audit.replicas]]\nurl = \"file://{}\"\n[[audit.witnesses]]\nurl = \"http://{address}\"\nvkey = \"{vkey}\"\n",
+        replica.display()
+    );
+    std::fs::write(&config, text)?;
+    Ok([key.display().to_string(), config.display().to_string()])
 }
 
 /// What the daemon exports.

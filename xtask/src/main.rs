@@ -3,6 +3,7 @@
 mod alerts;
 mod bench;
 mod campaign;
+mod ceph;
 mod daemon;
 mod debian;
 mod deploy;
@@ -66,11 +67,12 @@ impl Args {
 
 fn help() {
     println!("cargo xtask VERB [ARGUMENTS] [-- ARGUMENTS OF cargo test]\n");
-    println!("  {:<34} everything that CI runs, in this order:", "test [--quick]");
+    println!("  {:<34} everything that CI runs, in this order:", "test [--quick] [--with-ceph]");
     for step in steps::STEPS {
         let quick = if step.quick { "" } else { " (not with --quick)" };
         println!("    {:<32} {}{quick}", format!("{} {}", step.name, step.args), step.help);
     }
+    println!("    {:<32} {} (only with --with-ceph)", steps::CEPH.name, steps::CEPH.help);
     println!("\n  {:<34} {}", "bench [--save] [--rounds N]", bench::HELP);
     println!("  {:<34} long runs that CI does not do:", "campaign NAME");
     for campaign in campaign::CAMPAIGNS {
@@ -96,7 +98,7 @@ fn dispatch(mut words: Vec<String>) -> Result<()> {
         "test" => steps::test(&ctx, args)?,
         "bench" => bench::run(&ctx, args)?,
         "campaign" => campaign::run(&ctx, args)?,
-        name => match steps::STEPS.iter().find(|step| step.name == name) {
+        name => match steps::STEPS.iter().chain([&steps::CEPH]).find(|step| step.name == name) {
             Some(step) => steps::run_list(&ctx, &[step], args)?,
             None => {
                 return Err(Usage::err(format!("there is no verb `{name}`; `cargo xtask --help` lists them")));

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, deploy, foreign, fuzz, hot, model, msrv, replica, soak, tools};
+use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, replica, soak, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -77,11 +77,22 @@ pub const STEPS: &[Step] = &[
     },
 ];
 
-/// `cargo xtask test [--quick] [-- ARGUMENTS OF cargo test]`.
+/// Not in CI: it installs a distributed store on the machine.
+pub const CEPH: Step = Step {
+    name: "ceph",
+    args: "",
+    help: "replication into Ceph with 3 OSDs, of which one and then two are killed",
+    quick: false,
+    run: ceph::step,
+};
+
+/// `cargo xtask test [--quick] [--with-ceph] [-- ARGUMENTS OF cargo test]`.
 pub fn test(ctx: &Ctx, mut args: Args) -> Result<()> {
     let quick = args.take_flag("--quick");
+    let with_ceph = args.take_flag("--with-ceph");
     args.finish()?;
-    let chosen: Vec<&Step> = STEPS.iter().filter(|step| step.quick || !quick).collect();
+    let mut chosen: Vec<&Step> = STEPS.iter().filter(|step| step.quick || !quick).collect();
+    chosen.extend(with_ceph.then_some(&CEPH));
     run_list(ctx, &chosen, args)
 }
 

@@ -93,6 +93,8 @@ impl Location {
             Place::Directory(dir) => {
                 // It must be there: a directory made in place of a file system that is not mounted would be no replica.
                 let store = LocalFileSystem::new_with_prefix(dir).map_err(fail)?.with_fsync(true);
+                // Only what the probe made is ever deleted: its directories go with it.
+                let store = store.with_automatic_cleanup(true);
                 let identity = Identity::of(dir).ok_or_else(|| StoreError::Replaced { url: self.shown.clone() })?;
                 let home = Some((dir.clone(), identity));
                 Ok(Store { shown: self.shown.clone(), inner: Arc::new(store), versions: None, home })

@@ -1,4 +1,6 @@
 //! Replicas: what order things arrive in, what is never overwritten, what happens while a store fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
 
 mod common;
 #[path = "common/faulty.rs"]

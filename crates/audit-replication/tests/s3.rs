@@ -1,5 +1,7 @@
 //! Replicas in S3-compatible stores that are really there: `cargo xtask replica` starts the quick one (PyPI's `moto`), and
 //! `cargo xtask test --with-ceph` a distributed one. Without them these tests say so and do nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
 
 mod common;
 #[path = "common/published.rs"]
@@ -14,7 +16,7 @@ use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::source::{DirSource, Source};
 use audit_logging::tlog::tree::tiles_between;
 use audit_replication::{Location, Lock, Options, RemoteSource, ReplicaOptions, State, Status, StoreOptions};
-use common::until;
+use common::{until, until_within};
 use published::Log;
 
 /// PyPI's moto: S3 in one process, in memory. Ends with the test.
@@ -221,4 +223,142 @@ fn a_node_that_was_set_back_and_a_stranger_in_the_bucket_are_found() {
     let replication = log.replicate(options(replica("s3://logs/stranger", moto.options())));
     until(&replication, "the conflict", |status| status.replicas[0].state == State::Conflict);
     moto.python("assert s3.get_object(Bucket='logs', Key='stranger/tile/entries/000')['Body'].read() == b'mine'");
+}
+
+/// Ceph, started by `cargo xtask ceph`, which also ends it.
+struct Ceph {
+    home: PathBuf,
+    endpoint: String,
+}
+
+impl Ceph {
+    fn found() -> Option<Self> {
+        let (home, endpoint) = (std::env::var("VRAM_TEST_CEPH").ok()?, std::env::var("VRAM_TEST_CEPH_ENDPOINT").ok()?);
+        Some(Self { home: PathBuf::from(home), endpoint })
+    }
+
+    fn kill(&self, osd: u32) {
+        let pid = std::fs::read_to_string(self.home.join(format!("run/osd.{osd}.pid"))).unwrap();
+        assert!(Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
+    }
+
+    fn start(&self, osd: u32) {
+        let mut command = Command::new("ceph-osd");
+        command.args(["-i", &osd.to_string()]).env("CEPH_CONF", self.home.join("ceph.conf"));
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    }
+}
+
+fn told(probe: audit_replication::Probe) -> String {
+    let honoured = if probe.conditional_create { "honoured" } else { "ignored" };
+    let (winners, lock) = (probe.winners, probe.object_lock.as_str());
+    format!(
+        "conditional create {honoured}, {winners} of 32 racing writers told that they won, deleting a version: {lock}"
+    )
+}
+
+/// Where versions are kept, this store may ignore conditions (radosgw 16 does). Then it is flagged, and copied to all the
+/// same: what would be overwritten stays as a version that nobody can delete.
+fn locked_bucket(store: &StoreOptions) {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut log = Log::open(dir.path(), |_| {});
+    log.emit(1000);
+    let size = log.signed();
+    let url = "s3://locked/node-7";
+    let replication = log.replicate(options(ReplicaOptions { object_lock: true, ..replica(url, store.clone()) }));
+    let status = until_within(180, &replication, "the locked copy", |status| is_current(status, size));
+    let probe = status.replicas[0].probe.unwrap();
+    println!("bucket with object lock: {}", told(probe));
+    assert_eq!(probe.object_lock, Lock::Denied);
+    let home = log.publisher.dir().to_owned();
+    assert_eq!(log.close(replication).replicas[0].lag, 0);
+    println!("{} records compared with the copy under object lock, byte for byte", check_copy(&home, url, store));
+}
+
+#[test]
+fn a_distributed_store_loses_one_part_and_then_two_and_nobody_waits() {
+    let Some(ceph) = Ceph::found() else {
+        eprintln!("no distributed store: run `cargo xtask ceph`");
+        return;
+    };
+    let boto3 = PathBuf::from(std::env::var("VRAM_TEST_MOTO").unwrap());
+    boto(
+        &boto3,
+        &ceph.endpoint,
+        "s3.create_bucket(Bucket='audit')
+s3.create_bucket(Bucket='locked', ObjectLockEnabledForBucket=True)
+s3.put_object_lock_configuration(Bucket='locked', ObjectLockConfiguration={'ObjectLockEnabled': 'Enabled',
+    'Rule': {'DefaultRetention': {'Mode': 'COMPLIANCE', 'Days': 1}}})",
+    );
+    let store = StoreOptions { endpoint: Some(ceph.endpoint.clone()), region: None, allow_http: true };
+    locked_bucket(&store);
+
+    let url = "s3://audit/node-7";
+    let interval = Duration::from_secs(1);
+    let demanding = ReplicaOptions { require_conditional_create: true, interval, ..replica(url, store.clone()) };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut log = Log::open(dir.path(), |_| {});
+    log.emit(20_000);
+    let size = log.signed();
+    let begun = Instant::now();
+    let replication = log.replicate(options(demanding));
+    let status = until_within(180, &replication, "the first copy", |status| is_current(status, size));
+    let (copy, probe) = (&status.replicas[0], status.replicas[0].probe.unwrap());
+    println!("bucket without versions: {}", told(probe));
+    assert!(probe.conditional_create && probe.winners == 1);
+    println!(
+        "copied {} records, {} objects, {} bytes in {:.1} s, the probe included",
+        copy.size,
+        copy.objects,
+        copy.bytes,
+        begun.elapsed().as_secs_f64()
+    );
+
+    let more = |log: &mut Log, records: u64| {
+        log.worst = Duration::ZERO;
+        log.emit(records);
+        log.signed()
+    };
+    ceph.kill(0);
+    let begun = Instant::now();
+    let size = more(&mut log, 2000);
+    let status = until_within(180, &replication, "the copy with one part gone", |status| is_current(status, size));
+    println!(
+        "one OSD killed: 2000 records more copied in {:.1} s, {} failed attempts, longest emit {:.1} ms",
+        begun.elapsed().as_secs_f64(),
+        status.replicas[0].failures,
+        log.worst.as_secs_f64() * 1e3
+    );
+
+    let before = status.replicas[0].failures;
+    ceph.kill(1);
+    let begun = Instant::now();
+    let size = more(&mut log, 2000);
+    let published = begun.elapsed();
+    let worst = log.worst;
+    let status =
+        until_within(240, &replication, "failures are counted", |status| status.replicas[0].failures >= before + 2);
+    assert_eq!(status.replicas[0].state, State::Failing);
+    assert!(status.replicas[0].lag >= 2000, "{status:?}");
+    assert!(worst < Duration::from_secs(1), "a record waited for the store: {worst:?}");
+    println!(
+        "two OSDs killed: 2000 records on disk and signed in {:.1} s, longest emit {:.1} ms; after {:.0} s {} failed \
+         attempts, {} records behind: {}",
+        published.as_secs_f64(),
+        worst.as_secs_f64() * 1e3,
+        begun.elapsed().as_secs_f64(),
+        status.replicas[0].failures - before,
+        status.replicas[0].lag,
+        status.replicas[0].last_error.as_deref().unwrap()
+    );
+
+    ceph.start(0);
+    ceph.start(1);
+    let begun = Instant::now();
+    until_within(300, &replication, "it catches up", |status| is_current(status, size));
+    println!("both back: caught up after {:.1} s", begun.elapsed().as_secs_f64());
+    let home = log.publisher.dir().to_owned();
+    let status = log.close(replication);
+    assert_eq!((status.replicas[0].lag, status.replicas[0].state), (0, State::Working));
+    println!("{} records compared with the copy, byte for byte", check_copy(&home, url, &store));
 }

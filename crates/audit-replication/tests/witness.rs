@@ -1,4 +1,6 @@
 //! Witnesses: well and ill behaved ones, played by a small server, and a real one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
 
 mod common;
 

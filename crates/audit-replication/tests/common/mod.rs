@@ -146,13 +146,23 @@ impl Node for TestNode {
 
 /// Waits until the status is as wanted; generous, for a busy machine.
 pub(crate) fn until(replication: &Replication, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    until_within(60, replication, what, wanted)
+}
+
+/// The same, with the seconds that it may take.
+pub(crate) fn until_within(
+    seconds: u64,
+    replication: &Replication,
+    what: &str,
+    wanted: impl Fn(&Status) -> bool,
+) -> Status {
     let begun = Instant::now();
     loop {
         let status = replication.status();
         if wanted(&status) {
             return status;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "not within 60 s: {what}: {status:#?}");
+        assert!(begun.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}: {status:#?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

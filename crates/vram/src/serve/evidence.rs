@@ -11,7 +11,7 @@ use audit_replication::{
 use metrics::Unit;
 use vram_residency::metrics as names;
 
-use super::report::{ElsewhereView, EvidenceView};
+use super::report::{ElsewhereView, EvidenceView, ProbeView};
 use crate::cli::{EvidenceOptions, ReplicaSection};
 use crate::exit::Failure;
 use crate::jobs::count;
@@ -38,8 +38,7 @@ impl Plan {
         let quorum = options.quorum.unwrap_or(witnesses.len());
         if quorum > witnesses.len() || (quorum == 0 && !witnesses.is_empty()) {
             return Err(Failure::usage(format!(
-                "[audit] quorum is {quorum} and there are {}: choose 1 to {}",
-                count(witnesses.len(), "witness"),
+                "[audit] quorum is {quorum} of {0} witnesses, which can never be told: choose 1 to {0}",
                 witnesses.len()
             )));
         }
@@ -171,7 +170,8 @@ impl EvidenceView {
             count(self.replicas.len(), "replica"),
             match self.witnesses.len() {
                 0 => String::from("no witness"),
-                many => format!("{} (quorum {})", count(many, "witness"), self.quorum),
+                1 => String::from("1 witness"),
+                many => format!("{many} witnesses (quorum {})", self.quorum),
             }
         )
     }
@@ -186,6 +186,11 @@ fn view_of_replica(status: ReplicaStatus) -> ElsewhereView {
         last_success: status.last_success.map(moment),
         failures: status.failures,
         last_error: status.last_error,
+        probe: status.probe.map(|probe| ProbeView {
+            conditional_create: probe.conditional_create,
+            winners: probe.winners,
+            object_lock: probe.object_lock.as_str(),
+        }),
     }
 }
 
@@ -198,6 +203,7 @@ fn view_of_witness(status: WitnessStatus) -> ElsewhereView {
         last_success: status.last_success.map(moment),
         failures: status.failures,
         last_error: status.last_error,
+        probe: None,
     }
 }
 

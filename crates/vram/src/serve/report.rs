@@ -76,6 +76,20 @@ pub(crate) struct ElsewhereView {
     pub(crate) last_success: Option<String>,
     pub(crate) failures: u64,
     pub(crate) last_error: Option<String>,
+    /// What was found out about a replica's store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) probe: Option<ProbeView>,
+}
+
+/// What a store really does.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProbeView {
+    /// Whether creating what exists is refused.
+    pub(crate) conditional_create: bool,
+    /// How many of 32 that created one object at once were told that they did.
+    pub(crate) winners: u32,
+    /// What became of deleting a version.
+    pub(crate) object_lock: &'static str,
 }
 
 /// A sealed shard.

@@ -41,7 +41,6 @@ pub(super) struct SignedLine<'a> {
     ranges: RangesLine,
     cosigned_by: Vec<Cosigned<'a>>,
     statement: String,
-    pruned: u64,
     compared: u64,
     violations_total: u64,
     violations: Vec<ViolationLine<'a>>,
@@ -107,6 +106,11 @@ pub(super) fn verify(
     })?;
     if let KeyOrigin::State(vkey) = &key {
         compare_with_own_state(vkey, &mut report);
+    }
+    if report.pruned > 0 {
+        // That file is not signed, and no record of a log announces such a thing: anybody may have written it.
+        let detail = format!("it says that the first {} entries were pruned, and the log does not", report.pruned);
+        add(&mut report, What::BundleMissing, Some(0), "minimum-index", detail);
     }
     if !witnesses.is_empty() && report.ranges.cosigned == 0 {
         let detail = format!("{quorum} of the witnesses given must have cosigned");
@@ -256,7 +260,6 @@ impl Signed {
             ranges: RangesLine { cosigned, replicated, signed, unsigned },
             cosigned_by: report.cosignatures.iter().map(|by| Cosigned { name: &by.name, time: by.time }).collect(),
             statement: report.statement(),
-            pruned: report.pruned,
             compared: report.compared,
             violations_total: report.violations_total,
             violations: report

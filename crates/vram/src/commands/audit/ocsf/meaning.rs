@@ -93,6 +93,9 @@ impl Meaning {
             (Kind::Event, "ScrubStarted") => (Lifecycle, 6, "Enable", 1, Well, "The continuous check began"),
             (Kind::Event, "ScrubStopped") => (Lifecycle, 7, "Disable", 3, Open, "The continuous check ended"),
             (Kind::Event, "OperatorCommand") => (Lifecycle, 99, "Command", 3, Open, "An operator ordered something"),
+            (Kind::Event, "RecordsLost") => {
+                (EventLog, 99, "Gap", 4, Badly, "Records were lost while the log could not be opened")
+            }
             (Kind::Open, _) => (EventLog, 6, "Start", 1, Well, "The audit log was opened"),
             (Kind::Close, _) => (EventLog, 7, "Stop", 1, Well, "The audit log was closed"),
             (Kind::Recovered, _) => {

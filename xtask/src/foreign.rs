@@ -57,6 +57,7 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let events = events(ctx, &python, &log)?;
     Ok(format!(
         "{} records accepted by 2 foreign verifiers, {} changes of a bit rejected by both; {events}",
+        log.records,
         changes.len()
     ))
 }

@@ -66,8 +66,9 @@ pub(crate) struct Engine {
     files: Vec<TileFile>,
     /// The largest state that was signed, durably noted beside the key.
     pub(crate) signed: Checkpoint,
-    /// The size of the checkpoint that can be seen.
+    /// Size and root of the checkpoint that can be seen.
     pub(crate) visible: u64,
+    pub(crate) visible_root: Hash,
     pub(crate) cosigned: u64,
     /// The size whose partial tiles are written.
     written: u64,
@@ -86,7 +87,7 @@ pub(crate) struct Found {
     pub(crate) next: Option<SigningKey>,
     /// What was signed, newest last.
     pub(crate) signed: Vec<Checkpoint>,
-    pub(crate) visible: u64,
+    pub(crate) visible: Option<Checkpoint>,
     pub(crate) minimum: u64,
 }
 
@@ -107,7 +108,8 @@ impl Engine {
             growth: Growth::default(),
             files: Vec::new(),
             signed,
-            visible: found.visible,
+            visible: found.visible.as_ref().map_or(0, |visible| visible.size),
+            visible_root: found.visible.map_or(Hash::EMPTY_TREE, |visible| visible.root),
             cosigned: 0,
             written: 0,
             key_trouble: None,
@@ -221,7 +223,7 @@ impl Engine {
         let Frame { seq, kind, severity, leaf, .. } = *frame;
         Entry { seq, kind, severity, leaf }.write(entry);
         match &mut self.replay {
-            Some(replay) => replay.record(entry, seq, segment, &mut self.growth, &self.store, &mut self.files)?,
+            Some(replay) => replay.record(entry, segment, &mut self.growth, &self.store, &mut self.files)?,
             None => {
                 let files = &mut self.files;
                 let pushed = self.growth.push(entry, &mut |file| files.push(file));
@@ -318,7 +320,7 @@ impl Engine {
             None => SignedNote::sign(&text, &[&self.key]).to_bytes(),
         };
         self.store.replace("checkpoint", &note)?;
-        self.visible = size;
+        (self.visible, self.visible_root) = (size, root);
         self.written = size;
         if self.is_rotating() {
             self.turn()?;

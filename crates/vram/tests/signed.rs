@@ -10,6 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use audit_logging::tlog::note::{SignedNote, SigningKey};
 use serde_json::Value;
 use support::{Home, Ran, safetensors, text};
 
@@ -206,6 +207,41 @@ fn an_end_that_was_cut_off_is_found_by_what_others_hold_and_else_said_to_be_open
     assert!(text(&sealed["audit"]["signed"]["reason"]).contains("put back"), "{sealed}");
     let path = home.path("four.safetensors");
     home.run(["seal", path.to_str().unwrap(), "--audit-required", "--json"]).failed(3, "audit", &["signed"]);
+}
+
+#[test]
+fn what_witnesses_saw_is_cosigned_and_a_quorum_of_them_is_asked_for() {
+    let (home, vkey) = signed_home();
+    let names = ["witness.example.org/w1", "witness.example.org/w2"];
+    let [one, two] = names.map(|name| SigningKey::generate_cosigner(name).unwrap());
+    let note = SignedNote::parse(&fs::read(published(&home).join("checkpoint")).unwrap()).unwrap();
+    let now = jiff::Timestamp::now().as_second().unsigned_abs();
+    let cosigned = note.with_signature_lines([one.sign(note.text(), now)]);
+    fs::write(published(&home).join("cosigned"), cosigned.to_bytes()).unwrap();
+    seal(&home, "three");
+    let [one, two] = [one, two].map(|witness| witness.verifier().to_string());
+    let verify = |words: &[&str]| {
+        let ran = home.run(["audit", "verify", "--json", "--vkey", &vkey].iter().chain(words));
+        (ran.code, ran.object())
+    };
+    let (code, verdict) = verify(&["--witness", &one, "--max-age", "1h"]);
+    assert_eq!((code, ranges(&verdict)), (0, [12, 12, 18, 18]), "{verdict}");
+    assert_eq!(verdict["published"]["cosigned_by"][0]["name"], "witness.example.org/w1");
+    assert!(
+        text(&verdict["published"]["statement"]).contains("first 12 entries cannot have been cut off"),
+        "{verdict}"
+    );
+    assert_eq!(verify(&["--witness", &one, "--witness", &two, "--quorum", "1"]).0, 0);
+    assert_eq!(verify(&["--witness", &one, "--witness", &two]).0, 3, "both were asked for");
+    assert_eq!(verify(&["--witness", &two]).0, 3);
+    // A proof carries the cosignatures of the checkpoint that it is under.
+    let proof = home.path("p");
+    let proof = proof.to_str().unwrap();
+    home.json(["audit", "prove", "4", "-o", proof]);
+    let checked = home.json(["audit", "check-proof", proof, "--vkey", &vkey, "--witness", &one]);
+    assert_eq!(checked["cosigned_by"][0]["time"], now);
+    let ran = home.run(["audit", "check-proof", proof, "--vkey", &vkey, "--witness", &two, "--json"]);
+    ran.failed(3, "proof", &["0 of the known witnesses"]);
 }
 
 #[test]

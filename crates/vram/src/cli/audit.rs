@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub(crate) enum Audit {
     /// Print the records, oldest first.
     Show(AuditShow),
-    /// Check every byte of the log.
+    /// Check every byte of the log, what was signed of it, and what others hold of it.
     Verify(AuditVerify),
     /// Make the key that signs the log, so that others can verify it. Nothing that exists is overwritten.
     Keygen(AuditKeygen),

@@ -22,6 +22,9 @@ const TARGETS: &[Target] = &[
     Target { name: "safetensors", max_len: 16 << 10 },
     Target { name: "gguf", max_len: 16 << 10 },
     Target { name: "audit_record", max_len: 64 << 10 },
+    Target { name: "audit_checkpoint", max_len: 4 << 10 },
+    Target { name: "audit_proof", max_len: 8 << 10 },
+    Target { name: "audit_bundle", max_len: 16 << 10 },
 ];
 
 const SECONDS: u64 = 60;

@@ -54,6 +54,11 @@ impl VfsFile for DiskFile {
         Ok(rustix::io::pwrite(&self.0, bytes, offset)?)
     }
 
+    fn begin_sync(&self) {
+        // Dirty pages are not dropped by this: their writing begins.
+        let _ = rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         // Not `File::sync_data`: that one retries an interrupted sync on the same descriptor.
         Ok(rustix::fs::fdatasync(&self.0)?)

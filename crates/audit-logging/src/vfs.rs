@@ -47,6 +47,9 @@ pub trait VfsFile: Send + Debug {
     /// # Errors
     /// What the operating system reports. Some of the bytes may have been written all the same.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// Has the file system begin to write what [`VfsFile::sync_data`] will wait for. Whoever syncs many files begins with
+    /// all of them, so that they share the work. May do nothing.
+    fn begin_sync(&self) {}
     /// Returns when everything written to this file survives a power cut.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     #[command(flatten)]
     Control(Control),
-    /// Read the audit log, offline.
+    /// The audit log: read it, verify it, prove what it holds, sign it.
     #[command(subcommand)]
     Audit(Audit),
     /// What this machine can do, what is missing, and how to fix it.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use audit_logging::publish::{PublishOptions, Publisher};
+use audit_logging::publish::{self, PublishOptions, Publisher};
 use audit_logging::reader::Violation;
 use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{OpenError, Options};
@@ -26,6 +26,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How long the end of a run waits for the log to change to its next key.
+const ROTATION: Duration = Duration::from_secs(5);
+
 /// The audit log of a run.
 #[derive(Debug)]
 pub(crate) struct Trail {
@@ -38,6 +41,8 @@ pub(crate) struct Trail {
     finding: Option<Violation>,
     /// Signs it, where there is a key.
     pub(crate) publisher: Option<Arc<Publisher>>,
+    /// The file of that key.
+    key: PathBuf,
 }
 
 /// What a run left in its audit log.
@@ -109,7 +114,7 @@ impl Trail {
         }
         if global.audit_required {
             let mut opened = Self::open_at(&dir)?;
-            opened.publisher = opened.publish(global, cosigners)?;
+            opened.publish(global, cosigners)?;
             return Ok(opened);
         }
         let mut opened = Self::new(
@@ -130,26 +135,27 @@ impl Trail {
             ));
             opened.told = Some(reason);
         }
-        opened.publisher = opened.publish(global, cosigners).unwrap_or_else(|failure| {
+        if let Err(failure) = opened.publish(global, cosigners) {
             out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
-            None
-        });
+        }
         Ok(opened)
     }
 
     /// Begins to sign the log, where it is open and has a key.
-    fn publish(&self, global: &Global, cosigners: &Cosigners) -> Result<Option<Arc<Publisher>>, Failure> {
+    fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;
         // A key that was named must be there.
         if global.audit_key.is_none() && !key.exists() {
-            return Ok(None);
+            return Ok(());
         }
-        let Some(log) = self.trail.log() else { return Ok(None) };
-        let mut options = PublishOptions::new(key);
+        let Some(log) = self.trail.log() else { return Ok(()) };
+        let mut options = PublishOptions::new(&key);
         options.witnesses.clone_from(&cosigners.keys);
         options.quorum = cosigners.quorum.max(1);
         let publisher = Publisher::start(log, options);
-        Ok(Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?)))
+        self.publisher = Some(Arc::new(publisher.map_err(|error| Failure::new("audit-key", error.to_string()))?));
+        self.key = key;
+        Ok(())
     }
 
     /// Opens the log in a directory of the caller's choice, and fails where that fails or finds damage.
@@ -163,7 +169,7 @@ impl Trail {
 
     fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
         let finding = trail.log_status().and_then(|status| status.recovered?.finding);
-        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None }
+        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None, key: PathBuf::new() }
     }
 
     /// The log's own figures, where it is open.
@@ -175,6 +181,7 @@ impl Trail {
     pub(crate) fn close(self, out: &Out) -> Result<AuditSummary, Failure> {
         // Asked before it is closed: a closed log loses whatever comes.
         let health = self.trail.health();
+        self.publisher.iter().for_each(|publisher| await_rotation(publisher, &self.key));
         let closed = self.trail.close(CLOSE_TIMEOUT);
         // After the close record, so that it is signed too.
         let signed = self.publisher.as_ref().map(|publisher| {
@@ -212,6 +219,20 @@ impl Trail {
         let finding = self.finding.map(|finding| finding.to_string());
         let records = status.map_or(0, |status| status.records);
         Ok(AuditSummary { dir: self.dir, records, lost, health, reason, finding, signed })
+    }
+}
+
+/// Where a next key waits, gives the log the time to change to it while it still takes records: a run may be shorter
+/// than the publisher's start.
+fn await_rotation(publisher: &Publisher, key: &Path) {
+    let begun = Instant::now();
+    let waits = || {
+        let status = publisher.status();
+        publish::next_file(key).exists() && status.refused.is_none() && status.last_failure.is_none()
+    };
+    while waits() && begun.elapsed() < ROTATION {
+        publisher.publish_now();
+        std::thread::sleep(AGAIN);
     }
 }
 

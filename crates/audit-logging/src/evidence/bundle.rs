@@ -7,6 +7,9 @@ use crate::tlog::entry::{self, Entry};
 use crate::tlog::source::{Source, SourceError};
 use crate::tlog::tree::{HASH_BYTES, Hash, Tile, leaf_hash};
 
+/// Entries that are looked at in a bundle, so that one that was put in is seen.
+const MAX_ENTRIES: usize = 512;
+
 /// Reads a bundle; where a partial one is gone because the full one replaced it, its part of the full one.
 pub(super) fn read(source: &dyn Source, tile: Tile) -> Result<Option<Vec<u8>>, SourceError> {
     if let Some(bytes) = source.get(&tile.path())? {
@@ -28,20 +31,20 @@ pub(super) fn hashes(tile: &[u8]) -> Vec<Hash> {
 
 /// The leaf hashes of a bundle; an error for bytes that are no bundle.
 pub(super) fn leaf_hashes(bundle: &[u8]) -> Result<Vec<Hash>, Violation> {
-    entry::split(bundle).map(|entries| entries.iter().map(|entry| leaf_hash(entry)).collect()).map_err(|error| {
-        Violation {
+    entry::split_up_to(bundle, MAX_ENTRIES)
+        .map(|entries| entries.iter().map(|entry| leaf_hash(entry)).collect())
+        .map_err(|error| Violation {
             what: What::BundleDamaged,
             record: None,
             index: None,
             file: String::new(),
             detail: error.to_string(),
-        }
-    })
+        })
 }
 
 /// Says what was done to the entries `found`, where the tree has `expected`. Names the first record concerned.
 pub(super) fn difference(tile: Tile, bundle: &[u8], found: &[Hash], expected: &[Hash]) -> Violation {
-    let entries = entry::split(bundle).unwrap_or_default();
+    let entries = entry::split_up_to(bundle, MAX_ENTRIES).unwrap_or_default();
     let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
     let at = at.unwrap_or(found.len().min(expected.len()));
     let (rest_found, rest) = (found.get(at..).unwrap_or_default(), expected.get(at..).unwrap_or_default());

@@ -66,8 +66,9 @@ pub(crate) struct Engine {
     files: Vec<TileFile>,
     /// The largest state that was signed, durably noted beside the key.
     pub(crate) signed: Checkpoint,
-    /// The size of the checkpoint that can be seen.
+    /// Size and root of the checkpoint that can be seen.
     pub(crate) visible: u64,
+    pub(crate) visible_root: Hash,
     pub(crate) cosigned: u64,
     /// The size whose partial tiles are written.
     written: u64,
@@ -86,7 +87,7 @@ pub(crate) struct Found {
     pub(crate) next: Option<SigningKey>,
     /// What was signed, newest last.
     pub(crate) signed: Vec<Checkpoint>,
-    pub(crate) visible: u64,
+    pub(crate) visible: Option<Checkpoint>,
     pub(crate) minimum: u64,
 }
 
@@ -107,7 +108,8 @@ impl Engine {
             growth: Growth::default(),
             files: Vec::new(),
             signed,
-            visible: found.visible,
+            visible: found.visible.as_ref().map_or(0, |visible| visible.size),
+            visible_root: found.visible.map_or(Hash::EMPTY_TREE, |visible| visible.root),
             cosigned: 0,
             written: 0,
             key_trouble: None,
@@ -221,7 +223,7 @@ impl Engine {
         let Frame { seq, kind, severity, leaf, .. } = *frame;
         Entry { seq, kind, severity, leaf }.write(entry);
         match &mut self.replay {
-            Some(replay) => replay.record(entry, seq, segment, &mut self.growth, &self.store, &mut self.files)?,
+            Some(replay) => replay.record(entry, segment, &mut self.growth, &self.store, &mut self.files)?,
             None => {
                 let files = &mut self.files;
                 let pushed = self.growth.push(entry, &mut |file| files.push(file));
@@ -281,7 +283,7 @@ impl Engine {
             if cosigned.size > self.signed.size {
                 return Err(Trouble::Refuse(Refusal::Ahead { seen: cosigned.size, signed: self.signed.size }));
             }
-            if root_of(self.store.source(), cosigned.size).is_ok_and(|root| root != cosigned.root) {
+            if root_of(self.store.source(), cosigned.size, self.signed.size).is_ok_and(|root| root != cosigned.root) {
                 return Err(Trouble::Refuse(Refusal::Root { size: cosigned.size }));
             }
             self.cosigned = cosigned.size;
@@ -318,7 +320,7 @@ impl Engine {
             None => SignedNote::sign(&text, &[&self.key]).to_bytes(),
         };
         self.store.replace("checkpoint", &note)?;
-        self.visible = size;
+        (self.visible, self.visible_root) = (size, root);
         self.written = size;
         if self.is_rotating() {
             self.turn()?;
@@ -408,6 +410,10 @@ impl Engine {
     }
 
     fn tell(&self, text: &str) -> Option<u64> {
+        // A log that is closed, or closing, takes no more; asked all the same, it would count a record as lost.
+        if self.shared.is_failing() {
+            return None;
+        }
         let leaf = format!(r#"{{{text},"time_unix_ms":{}}}"#, self.shared.now_ms());
         self.shared.emit(Kind::Publication, Severity::Critical, leaf.as_bytes()).seq()
     }

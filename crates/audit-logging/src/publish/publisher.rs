@@ -91,13 +91,13 @@ fn found(vfs: &dyn Vfs, store: &Store, key_file: &Path) -> Result<Found, Publish
         signed.push(state);
     }
     let read = |name: &str| store.read(name).map_err(io_error(store.dir(), "reading what was published"));
-    let mut visible = 0;
+    let mut visible = None;
     if let Some(bytes) = read("checkpoint")? {
         let keys: Vec<VerifierKey> =
             [Some(&key), next.as_ref()].into_iter().flatten().map(|key: &SigningKey| key.verifier().clone()).collect();
         let checked = Checkpoint::verify(&bytes, &keys);
         let (checkpoint, _) = checked.map_err(|error| foreign(store.dir().join("checkpoint"), error.to_string()))?;
-        visible = checkpoint.size;
+        visible = Some(checkpoint.clone());
         signed.push(checkpoint);
     }
     signed.sort_by_key(|signed| signed.size);
@@ -130,7 +130,7 @@ impl Publisher {
                     vkey: engine.key().to_string(),
                     size: 0,
                     signed_size: engine.visible,
-                    signed_root: engine.signed.root,
+                    signed_root: engine.visible_root,
                     last_signed_at: None,
                     cosigned_size: 0,
                     checkpoints: 0,
@@ -252,7 +252,7 @@ impl Publisher {
         let refusal = if checkpoint.size > signed {
             Some(Refusal::Ahead { seen: checkpoint.size, signed })
         } else {
-            match root_of(&self.source, checkpoint.size) {
+            match root_of(&self.source, checkpoint.size, signed) {
                 Ok(root) if root == checkpoint.root => None,
                 Ok(_) | Err(TreeError::Tiles { .. }) => Some(Refusal::Root { size: checkpoint.size }),
                 Err(error) => return Err(AcceptError::Io(error.into())),
@@ -400,7 +400,7 @@ impl Worker {
         }
         status.size = self.engine.size();
         status.signed_size = self.engine.visible;
-        status.signed_root = self.engine.signed.root;
+        status.signed_root = self.engine.visible_root;
         status.cosigned_size = status.cosigned_size.max(self.engine.cosigned);
         status.missing_in_log = self.engine.missing;
         status.caught_up = caught_up && status.refused.is_none();

@@ -7,6 +7,7 @@ use super::Refusal;
 use super::growth::{Growth, TileFile};
 use super::store::Store;
 use crate::finding::Violation;
+use crate::frame::Kind;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::entry::{self, Entry};
 use crate::tlog::tree::{Hash, TILE_WIDTH, Tile};
@@ -70,19 +71,16 @@ impl Replay {
     pub(crate) fn record(
         &mut self,
         entry: &[u8],
-        seq: u64,
         segment: u64,
         growth: &mut Growth,
         store: &Store,
         out: &mut Vec<TileFile>,
     ) -> Result<(), Trouble> {
         while growth.size() < self.target {
-            match self.published(growth.size(), store)? {
+            match self.published(growth.size(), store)?.map(<[u8]>::to_vec) {
                 Some(published) if published != entry => {
-                    let other = Entry::parse(published).map_or(seq, |entry| entry.seq);
-                    if self.hole.is_none() || other >= seq {
-                        let file = self.bundle.as_ref().map_or_else(String::new, |bundle| bundle.tile.path());
-                        return Err(Trouble::Refuse(Refusal::Record { seq: seq.min(other), file }));
+                    if let Some(refusal) = self.conflict(entry, &published, growth.size()) {
+                        return Err(Trouble::Refuse(refusal));
                     }
                     self.take_published(growth, store, out)?;
                 }
@@ -95,6 +93,21 @@ impl Replay {
             }
         }
         self.push(entry, growth, store, out)
+    }
+
+    /// The log has another record than was published at this place. `None` if it may: damage took what was published.
+    fn conflict(&self, entry: &[u8], published: &[u8], found: u64) -> Option<Refusal> {
+        let ours = Entry::parse(entry).ok()?;
+        let seq = Entry::parse(published).map_or(ours.seq, |theirs| theirs.seq);
+        if self.hole.is_some() && seq < ours.seq {
+            return None;
+        }
+        // A log goes on with one of these after it was opened. Where something else was published, it ended too early.
+        if matches!(ours.kind, Kind::Open | Kind::Recovered | Kind::Finding) {
+            return Some(Refusal::Rollback { found, signed: self.target });
+        }
+        let file = self.bundle.as_ref().map_or_else(String::new, |bundle| bundle.tile.path());
+        Some(Refusal::Record { seq: seq.min(ours.seq), file })
     }
 
     /// The log has no more records. What is still missing must be missing because of damage.

@@ -10,7 +10,7 @@ use crate::tlog::tree::Tile;
 use crate::vfs::{self, Access, Vfs, VfsFile, parent};
 
 /// Files written before the first of them is synced.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 128;
 
 fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -94,6 +94,7 @@ impl Store {
                 self.make_parent(&path)?;
                 open.push((write(&*self.vfs, &path, bytes)?, path));
             }
+            open.iter().for_each(|(file, _)| file.begin_sync());
             for (file, _) in &open {
                 file.sync_data()?;
             }

@@ -15,7 +15,7 @@ use crate::frame::{self, Frame, Kind, MAX_LEAF, Parsed};
 use crate::outcome::ReadError;
 use crate::segment::{self, Expect, Item, Next, SEGMENT_HEADER, SegmentHeader};
 use crate::vfs::{self, Access, Vfs};
-use crate::walk::{self, Part, Walk};
+use crate::walk::{self, Head, Part, Walk};
 
 /// Bytes read at a time: more than the largest frame.
 const CHUNK: usize = 256 << 10;
@@ -98,17 +98,21 @@ impl Tail {
     /// The segments from the present one on, in the order of their links.
     fn walk(&self) -> Result<Walk, ReadError> {
         let io = |source| ReadError::Io { path: self.dir.clone(), source };
-        let mut heads = Vec::new();
-        for index in walk::indices(&*self.vfs, &self.dir).map_err(io)? {
-            if index < self.segment {
-                continue;
-            }
+        let (earlier, later): (Vec<u64>, Vec<u64>) =
+            walk::indices(&*self.vfs, &self.dir).map_err(io)?.into_iter().partition(|&index| index < self.segment);
+        let mut heads = Vec::with_capacity(later.len());
+        for index in later {
             heads.push(match walk::head(&*self.vfs, &self.dir, index) {
                 Err(ReadError::Io { source, .. }) if vfs::is_not_a_file(&source) => walk::unreadable(index),
                 // Anything else may pass: it is tried again, and is no damage.
                 other => other?,
             });
         }
+        // A spare may say that an earlier segment was in use when it was made: that one is there, only not of interest.
+        let mut named: Vec<u64> = heads.iter().filter_map(Head::live).filter(|live| earlier.contains(live)).collect();
+        named.sort_unstable();
+        named.dedup();
+        let heads: Vec<Head> = named.into_iter().map(walk::unreadable).chain(heads).collect();
         Ok(Walk::of(&self.dir, &heads))
     }
 
@@ -120,6 +124,7 @@ impl Tail {
                 // Segments before the present one were not looked at.
                 Part::Missing(missing) if missing.segment < self.segment => continue,
                 Part::Missing(_) => return Ok(Reached::Odd),
+                Part::Segment(expect, _) if expect.index.unwrap_or(0) < self.segment => continue,
                 Part::Segment(expect, path) => (expect, path),
             };
             match self.run(&expect, &path, bound, sink)? {
@@ -196,6 +201,7 @@ impl Tail {
                     }
                     continue;
                 }
+                Part::Segment(expect, _) if expect.index.unwrap_or(0) < self.segment => continue,
                 Part::Segment(expect, path) => (expect, path),
             };
             let index = expect.index.unwrap_or(0);

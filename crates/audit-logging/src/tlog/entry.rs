@@ -105,6 +105,11 @@ pub fn push(bundle: &mut Vec<u8>, entry: &[u8]) {
 /// # Errors
 /// [`EntryError::Bundle`] if the lengths do not add up.
 pub fn split(bundle: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
+    split_up_to(bundle, TILE_WIDTH as usize)
+}
+
+/// As [`split`], with another number of entries at most: to tell what was put in.
+pub(crate) fn split_up_to(bundle: &[u8], limit: usize) -> Result<Vec<&[u8]>, EntryError> {
     let mut entries = Vec::with_capacity(TILE_WIDTH as usize);
     let mut rest = bundle;
     while !rest.is_empty() {
@@ -112,7 +117,7 @@ pub fn split(bundle: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
             .split_first_chunk::<2>()
             .and_then(|(length, rest)| rest.split_at_checked(usize::from(length[0]) << 8 | usize::from(length[1])));
         match next {
-            Some((entry, behind)) if (entries.len() as u64) < TILE_WIDTH => {
+            Some((entry, behind)) if entries.len() < limit => {
                 entries.push(entry);
                 rest = behind;
             }

@@ -297,16 +297,16 @@ pub fn prove_inclusion(source: &dyn Source, size: u64, root: Hash, index: u64) -
     Ok(proof)
 }
 
-/// The root of the tree of the first `size` entries, from tiles of a tree that has at least so many. Nothing vouches for
+/// The root of the tree of the first `size` entries, from the tiles of the tree of `within` entries. Nothing vouches for
 /// the result.
 ///
 /// # Errors
-/// [`TreeError`]: a tile is missing.
-pub fn root_of(source: &dyn Source, size: u64) -> Result<Hash, TreeError> {
-    if size > MAX_SIZE {
-        return Err(TreeError::OutOfBounds { index: size, size });
+/// [`TreeError`]: `size` is larger than `within`, or a tile is missing.
+pub fn root_of(source: &dyn Source, size: u64, within: u64) -> Result<Hash, TreeError> {
+    if size > within || within > MAX_SIZE {
+        return Err(TreeError::OutOfBounds { index: size, size: within });
     }
-    let hashes = Hashes::new(source, size);
+    let hashes = Hashes::new(source, within);
     Ok(Hash(hashes.or(tlog_tiles::tree_hash(size, &hashes))?.0))
 }
 

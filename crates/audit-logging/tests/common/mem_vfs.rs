@@ -269,6 +269,25 @@ impl MemVfs {
         state.durable_dirs = state.dirs.clone();
     }
 
+    /// The names in a directory.
+    pub fn names(&self, dir: &Path) -> Vec<String> {
+        let state = self.lock_state();
+        let here = state.names.keys().filter(|path| path.parent() == Some(dir));
+        here.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    /// Every file.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock_state().names.keys().cloned().collect()
+    }
+
+    /// Flips a bit of a byte.
+    pub fn flip(&self, path: &Path, at: usize) {
+        let mut bytes = self.bytes(path);
+        bytes[at] ^= 0x10;
+        self.set_bytes(path, &bytes);
+    }
+
     pub fn delete(&self, path: &Path) {
         let mut state = self.lock_state();
         state.names.remove(path);

@@ -4,13 +4,17 @@
 
 mod mem_vfs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use audit_logging::evidence::{self, Question, Report};
 use audit_logging::publish::{self, PublishOptions};
+use audit_logging::tlog::entry;
 use audit_logging::tlog::note::VerifierKey;
-use audit_logging::{Clock, Options};
+use audit_logging::tlog::source::{DirSource, Source};
+use audit_logging::tlog::tree::tiles_between;
+use audit_logging::{Clock, Options, Vfs};
 
 pub use mem_vfs::*;
 
@@ -103,4 +107,33 @@ pub fn publish_options() -> PublishOptions {
         retry_after: Duration::from_millis(1),
         ..PublishOptions::new(key_file())
     }
+}
+
+/// Where the log is published.
+pub fn tlog_dir() -> PathBuf {
+    dir().join("tlog")
+}
+
+/// The published log.
+pub fn source(vfs: &MemVfs) -> DirSource {
+    DirSource::on(Arc::new(vfs.clone()), &tlog_dir())
+}
+
+/// Verifies the published log and the log itself.
+pub fn verify(vfs: &MemVfs, keys: &[VerifierKey]) -> Report {
+    let (source, dir) = (source(vfs), dir());
+    let wal: Option<(Arc<dyn Vfs>, &Path)> = Some((Arc::new(vfs.clone()), &dir));
+    evidence::verify(&Question { wal, ..Question::new(&source, keys) }).unwrap()
+}
+
+/// The entries of the published log.
+pub fn published(vfs: &MemVfs, size: u64) -> Vec<Vec<u8>> {
+    let source = source(vfs);
+    tiles_between(0, size)
+        .filter(|tile| tile.is_entries())
+        .flat_map(|tile| {
+            let bytes = source.get(&tile.path()).unwrap().unwrap_or_else(|| panic!("{tile} is missing"));
+            entry::split(&bytes).unwrap().into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        })
+        .collect()
 }

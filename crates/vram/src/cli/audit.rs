@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub(crate) enum Audit {
     /// Print the records, oldest first.
     Show(AuditShow),
-    /// Check every byte of the log.
+    /// Check every byte of the log, what was signed of it, and what others hold of it.
     Verify(AuditVerify),
     /// Make the key that signs the log, so that others can verify it. Nothing that exists is overwritten.
     Keygen(AuditKeygen),
@@ -41,8 +41,22 @@ pub(crate) struct AuditShow {
 /// `vram audit verify`
 #[derive(Debug, Args)]
 pub(crate) struct AuditVerify {
-    /// The log's directory [default: --audit-dir, else the state directory's].
-    pub(crate) dir: Option<PathBuf>,
+    /// The log's directory, published files or URL [default: --audit-dir, else the state directory's].
+    pub(crate) log: Option<String>,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
+    /// A copy of the published log that somebody else keeps: a directory or URL. What is only there was cut off here.
+    #[arg(long = "replica", value_name = "DIR|URL")]
+    pub(crate) replicas: Vec<String>,
+    /// A signed checkpoint of this log that was kept elsewhere.
+    #[arg(long = "checkpoint", value_name = "FILE")]
+    pub(crate) checkpoints: Vec<PathBuf>,
+    /// The name that the log must have.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) origin: Option<String>,
+    /// The newest cosignature, or without witnesses the newest record, may be this old, such as 2h or 1d.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_age: Option<Age>,
 }
 
 /// `vram audit keygen`
@@ -196,6 +210,21 @@ impl FromStr for Moment {
         };
         let number: u64 = number.parse().map_err(|_| SHAPE)?;
         number.checked_mul(factor).map(|seconds| Self::Ago(Duration::from_secs(seconds))).ok_or(SHAPE)
+    }
+}
+
+/// How old something may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Age(pub(crate) Duration);
+
+impl FromStr for Age {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(Moment::Ago(time)) => Ok(Self(time)),
+            _ => Err("an age is a whole number with s, m, h or d behind it"),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use audit_logging::{ReadError, reader};
+use audit_logging::{Disk, ReadError, publish, reader};
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 use serde::Serialize;
 use vram_residency::device::{
@@ -76,6 +76,7 @@ pub(super) fn run(doctor: &Doctor, global: &Global, out: &Out) -> Result<(), Fai
     let exposed = state::exposed_directories(global).into_iter();
     checks.extend(exposed.map(|exposed| Check::note("directory", exposed.detail, exposed.remedy)));
     checks.push(seal_key(global));
+    checks.push(log_key(global));
     checks.push(Check::note(
         "cuda",
         "not in this build",
@@ -336,5 +337,21 @@ fn seal_key(global: &Global) -> Check {
             let remedy = format!("make it with: {}", state::MAKE_KEY);
             Check::problem(name, format!("{shown} cannot be opened: {error}"), Some(remedy))
         }
+    }
+}
+
+fn log_key(global: &Global) -> Check {
+    let name = "log key";
+    let path = match state::audit_key_path(global) {
+        Ok(path) => path,
+        Err(failure) => return Check::problem(name, failure.message, None),
+    };
+    if global.audit_key.is_none() && !path.exists() {
+        let detail = "the audit log is not signed: it shows damage, and not what a forger does";
+        return Check::note(name, detail, "make a key, which signs it from the next run on: vram audit keygen");
+    }
+    match publish::read_signer(&Disk, &path) {
+        Ok(key) => Check::ok(name, format!("{} signs the audit log as {}", path.display(), key.verifier().name())),
+        Err(error) => Check::problem(name, error.to_string(), None),
     }
 }

@@ -38,7 +38,12 @@ pub(super) struct LogKeys {
 }
 
 /// The keys given; else this machine's own; else those that lie with the log.
-pub(super) fn log_keys(trusted: &Trusted, global: &Global, published: &dyn Source) -> Result<LogKeys, Failure> {
+pub(super) fn log_keys(
+    trusted: &Trusted,
+    global: &Global,
+    published: &dyn Source,
+    wal: Option<&Path>,
+) -> Result<LogKeys, Failure> {
     if !trusted.vkeys.is_empty() {
         return Ok(LogKeys { keys: given(&trusted.vkeys, "--vkey", Algorithm::Ed25519)?, origin: KeyOrigin::Given });
     }
@@ -46,16 +51,22 @@ pub(super) fn log_keys(trusted: &Trusted, global: &Global, published: &dyn Sourc
     let copy = copy.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     let copied = copy.lines().filter(|line| !line.trim().is_empty()).map(VerifierKey::parse);
     let copied: Vec<_> = copied.collect::<Result<_, _>>().unwrap_or_default();
-    // This machine's own key is only about this machine's own logs: those that name it.
+    // This machine's own key is only about this machine's own logs: the one that it writes, and copies that name the key.
     if let Ok(path) = state::audit_key_path(global).map(|path| verifier_file(&path))
         && let Ok(text) = std::fs::read_to_string(&path)
         && let Ok(own) = VerifierKey::parse(&text)
-        && copied.iter().any(|key| key.name() == own.name())
+        && (copied.iter().any(|key| key.name() == own.name()) || wal.is_some_and(|dir| is_own(dir, global)))
     {
         return Ok(LogKeys { keys: vec![own], origin: KeyOrigin::State(path) });
     }
     let origin = if copied.is_empty() { KeyOrigin::None } else { KeyOrigin::LogItself };
     Ok(LogKeys { keys: copied, origin })
+}
+
+/// Whether it is the log that this machine writes, going by the options.
+pub(super) fn is_own(dir: &Path, global: &Global) -> bool {
+    let own = state::audit_dir(global).ok().and_then(|own| std::path::absolute(own).ok());
+    own.is_some() && own == std::path::absolute(dir).ok()
 }
 
 /// The witnesses given, and how many of them are needed.

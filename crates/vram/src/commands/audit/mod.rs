@@ -8,6 +8,7 @@ mod ocsf;
 mod place;
 mod proof;
 mod show;
+mod signed;
 mod subject;
 mod verify;
 
@@ -20,7 +21,7 @@ use audit_logging::{ReadError, Record, Severity};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::{Audit, AuditVerify, Global};
+use crate::cli::{Audit, Global};
 use crate::exit::Failure;
 use crate::output::Out;
 use crate::state;
@@ -29,7 +30,7 @@ use crate::state;
 pub(super) fn run(audit: &Audit, global: &Global, out: &Out) -> Result<(), Failure> {
     match audit {
         Audit::Show(options) => show::run(options, &directory(options.dir.as_deref(), global)?, out),
-        Audit::Verify(AuditVerify { dir }) => verify::run(&directory(dir.as_deref(), global)?, out),
+        Audit::Verify(options) => verify::run(options, global, out),
         Audit::Export(options) => export::run(options, &directory(options.dir.as_deref(), global)?, out),
         Audit::Keygen(options) => keygen::run(options, global, out),
         Audit::Prove(options) => proof::prove(options, global, out),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use audit_logging::tlog::source::{DirSource, Source};
+use audit_replication::{RemoteSource, StoreOptions};
 
 use crate::cli::Global;
 use crate::exit::Failure;
@@ -49,5 +50,31 @@ fn has_segments(dir: &Path) -> bool {
 }
 
 fn remote(url: &str) -> Result<Found, Failure> {
-    Err(Failure::usage(format!("{url} cannot be read: this build reads directories")))
+    let source = open_remote(url)?;
+    Ok(Found { shown: source.shown, wal: None, published: Some(source.source) })
+}
+
+/// A published log in a directory or at a URL.
+pub(super) struct Remote {
+    pub(super) shown: String,
+    pub(super) source: Box<dyn Source>,
+}
+
+/// Opens the published log of a copy: a directory, or a URL.
+pub(super) fn open_copy(named: &str) -> Result<Remote, Failure> {
+    if named.contains("://") {
+        return open_remote(named);
+    }
+    let dir = Path::new(named);
+    let dir = if is_published(dir) { dir.to_owned() } else { dir.join(PUBLISHED) };
+    if !is_published(&dir) {
+        return Err(Failure::new("audit", format!("no signed log is published in {named}; check the path")));
+    }
+    Ok(Remote { shown: named.to_owned(), source: Box::new(DirSource::new(&dir)) })
+}
+
+fn open_remote(url: &str) -> Result<Remote, Failure> {
+    let source =
+        RemoteSource::open(url, &StoreOptions::default()).map_err(|error| Failure::usage(error.to_string()))?;
+    Ok(Remote { shown: url.to_owned(), source: Box::new(source) })
 }

@@ -54,7 +54,7 @@ pub(super) fn prove(options: &AuditProve, global: &Global, out: &Out) -> Result<
     let found = place::find(options.log.as_deref(), global)?;
     let Some(published) = found.published else { return Err(unpublished(&found.shown)) };
     let published = &*published;
-    let keys = keys::log_keys(&options.trusted, global, published)?;
+    let keys = keys::log_keys(&options.trusted, global, published, found.wal.as_deref())?;
     if keys.origin == KeyOrigin::None {
         return Err(Failure::new("key", format!("{} has no key beside it: name it with --vkey", found.shown)));
     }
@@ -127,7 +127,7 @@ fn look_up(source: &dyn Source, size: u64, seq: u64) -> Result<(u64, Vec<u8>), F
 }
 
 /// A bundle, as it is there: the partial one of this size, or the full one that came after it.
-fn read_bundle(source: &dyn Source, size: u64, index: u64) -> Result<Option<Vec<u8>>, Failure> {
+pub(super) fn read_bundle(source: &dyn Source, size: u64, index: u64) -> Result<Option<Vec<u8>>, Failure> {
     let width = size.saturating_sub(index.saturating_mul(TILE_WIDTH)).min(TILE_WIDTH);
     let tile = u16::try_from(width).ok().and_then(|width| Tile::entries(index, width));
     let Some(tile) = tile else { return Ok(None) };
@@ -268,7 +268,7 @@ fn refused(error: &ProofError) -> Failure {
     }
 }
 
-fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
+pub(super) fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
     let shown = path.display();
     let cannot =
         |error: std::io::Error| Failure::new("file", format!("{shown} cannot be read: {error}; check the path"));

@@ -1,19 +1,40 @@
-//! `vram audit verify`: every byte, held against what the log says of itself. Takes no lock and writes nothing.
+//! `vram audit verify`: every byte, held against what the log says of itself, what was signed of it, and what others hold.
+//! Takes no lock and writes nothing.
 
 use std::path::Path;
 
 use audit_logging::reader::{self, Report};
+use audit_logging::tlog::source::DirSource;
+use audit_logging::{Disk, publish};
 use serde::Serialize;
 
+use super::keys;
+use super::place::{self, Found, PUBLISHED};
+use super::signed::{self, Signed, SignedLine};
 use super::{Named, broken, read};
+use crate::cli::{AuditVerify, Global};
 use crate::exit::Failure;
 use crate::output::{Out, Style};
+use crate::state;
 
 /// What `verify --json` prints.
 #[derive(Serialize)]
 struct Verdict<'a> {
-    dir: &'a Path,
+    dir: &'a str,
     intact: bool,
+    #[serde(flatten)]
+    records: Option<Records>,
+    /// Whether a signature of a trusted key covers any of it.
+    signed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    published: Option<SignedLine<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Failure>,
+}
+
+/// What was found in the log's own segments.
+#[derive(Serialize)]
+struct Records {
     segments: u64,
     records: u64,
     last_seq: u64,
@@ -25,9 +46,6 @@ struct Verdict<'a> {
     void_segments: u64,
     violations_total: u64,
     violations: Vec<Named>,
-    signed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a Failure>,
 }
 
 #[derive(Serialize)]
@@ -44,29 +62,46 @@ struct GapLine {
     stated_by: &'static str,
 }
 
-pub(super) fn run(dir: &Path, out: &Out) -> Result<(), Failure> {
-    let report = read(dir, reader::verify(dir))?;
-    let mut failure = (!report.is_intact()).then(|| broken(dir, report.violations_total));
-    tell(dir, &report, out);
+/// Verifies a log: its segments, what is published of it, or both.
+pub(super) fn run(options: &AuditVerify, global: &Global, out: &Out) -> Result<(), Failure> {
+    let Found { shown, wal, published } = place::find(options.log.as_deref(), global)?;
+    let report = match &wal {
+        Some(dir) => Some(read(dir, reader::verify(dir))?),
+        None => None,
+    };
+    let published = match (published, &wal) {
+        (None, Some(dir)) if should_be_signed(options, global, dir) => {
+            Some(Box::new(DirSource::new(&dir.join(PUBLISHED))) as _)
+        }
+        (published, _) => published,
+    };
+    let signed = match &published {
+        Some(published) => Some(signed::verify(options, global, &**published, wal.as_deref())?),
+        None => None,
+    };
+    let violations = report.as_ref().map_or(0, |report| report.violations_total);
+    let violations = signed.as_ref().map_or(violations, |signed| violations.max(signed.violations()));
+    let mut failure = (violations > 0).then(|| broken(Path::new(&shown), violations));
+    out.line(out.styled(Style::Bold, format_args!("audit log {shown}")));
+    if let Some(report) = &report {
+        tell(report, out);
+    }
+    if let Some(signed) = &signed {
+        signed.tell(out);
+    }
+    if let Some(report) = report.as_ref().filter(|report| report.is_intact()) {
+        out.line(sum_up(report, out));
+    }
+    match &signed {
+        Some(signed) => signed.conclude(out),
+        None => out.line(out.styled(Style::Dim, UNSIGNED)),
+    }
     out.object(&Verdict {
-        dir,
-        intact: report.is_intact(),
-        segments: report.segments,
-        records: report.records,
-        last_seq: report.last_seq,
-        durable: report.durable,
-        clean_close: report.clean_close,
-        torn_tail: report.torn_tail.map(|torn| Torn { segment: torn.segment, offset: torn.offset, bytes: torn.bytes }),
-        gaps_total: report.gaps_total,
-        gaps: report
-            .gaps
-            .iter()
-            .map(|gap| GapLine { first: gap.first, count: gap.count, stated_by: gap.stated_by.as_str() })
-            .collect(),
-        void_segments: report.void_segments,
-        violations_total: report.violations_total,
-        violations: report.violations.iter().map(Named::from).collect(),
-        signed: false,
+        dir: &shown,
+        intact: violations == 0,
+        records: report.as_ref().map(Records::of),
+        signed: signed.as_ref().is_some_and(Signed::is_signed),
+        published: signed.as_ref().map(Signed::line),
         error: failure.as_ref(),
     });
     if let Some(failure) = &mut failure {
@@ -75,8 +110,49 @@ pub(super) fn run(dir: &Path, out: &Out) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-fn tell(dir: &Path, report: &Report, out: &Out) {
-    out.line(out.styled(Style::Bold, format_args!("audit log {}", dir.display())));
+/// What is said of a log that nobody signed.
+const UNSIGNED: &str = "The checksums have no key: they show damage and careless edits, not a forger who rewrites them too, \
+     nor records that were cut off at the end. A signed log shows that: vram audit keygen makes the key, and the log is \
+     signed from the next run on.";
+
+/// Whether nothing being published is itself a finding: somebody says that the log is signed.
+fn should_be_signed(options: &AuditVerify, global: &Global, dir: &Path) -> bool {
+    let asked = !options.trusted.vkeys.is_empty() || !options.trusted.witnesses.is_empty() || options.origin.is_some();
+    let compared = !options.replicas.is_empty() || !options.checkpoints.is_empty() || options.max_age.is_some();
+    let own = || {
+        let key = state::audit_key_path(global).ok()?;
+        publish::read_signed(&Disk, &key).ok().flatten().filter(|last| last.size > 0)
+    };
+    asked || compared || (keys::is_own(dir, global) && own().is_some())
+}
+
+impl Records {
+    fn of(report: &Report) -> Self {
+        Self {
+            segments: report.segments,
+            records: report.records,
+            last_seq: report.last_seq,
+            durable: report.durable,
+            clean_close: report.clean_close,
+            torn_tail: report.torn_tail.map(|torn| Torn {
+                segment: torn.segment,
+                offset: torn.offset,
+                bytes: torn.bytes,
+            }),
+            gaps_total: report.gaps_total,
+            gaps: report
+                .gaps
+                .iter()
+                .map(|gap| GapLine { first: gap.first, count: gap.count, stated_by: gap.stated_by.as_str() })
+                .collect(),
+            void_segments: report.void_segments,
+            violations_total: report.violations_total,
+            violations: report.violations.iter().map(Named::from).collect(),
+        }
+    }
+}
+
+fn tell(report: &Report, out: &Out) {
     out.line(format_args!("  segments   {}", report.segments));
     out.line(format_args!("  records    {}, the last is number {}", report.records, report.last_seq));
     out.line(format_args!("  durable    up to number {}", report.durable));
@@ -114,14 +190,6 @@ fn tell(dir: &Path, report: &Report, out: &Out) {
     if unlisted > 0 {
         out.line(out.styled(Style::Red, format_args!("  VIOLATION  and {unlisted} more")));
     }
-    if report.is_intact() {
-        out.line(sum_up(report, out));
-    }
-    out.line(out.styled(
-        Style::Dim,
-        "The checksums have no key: they show damage and careless edits, not a forger who rewrites them too, nor \
-         records that were cut off at the end; that takes signed checkpoints, which this log does not have yet.",
-    ));
 }
 
 /// What an intact log is, and no more than that.

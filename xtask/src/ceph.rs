@@ -99,20 +99,34 @@ impl Ceph {
         let mut make = self.tool("ceph-mon");
         capture(make.args(["--mkfs", "-i", "a", "--monmap"]).arg(&map).arg("--keyring").arg(&keyring))?;
         capture(self.tool("ceph-mon").args(["-i", "a"]))?;
-        capture(self.tool("ceph-mgr").args(["-i", "x"]))?;
+        self.ask("ceph-mgr", &["-i", "x"])?;
         for number in 0..OSDS {
             let (osd, id) = (number.to_string(), uuid()?);
-            capture(self.tool("ceph").args(["osd", "new", &id, &osd]))?;
+            self.ask("ceph", &["osd", "new", &id, &osd])?;
             capture(self.tool("ceph-osd").args(["-i", &osd, "--mkfs", "--osd-uuid", &id]))?;
             let (name, host) = (format!("osd.{number}"), format!("host=h{number}"));
-            capture(self.tool("ceph").args(["osd", "crush", "add", &name, "1.0", "root=default", &host]))?;
-            capture(self.tool("ceph-osd").args(["-i", &osd]))?;
+            self.ask("ceph", &["osd", "crush", "add", &name, "1.0", "root=default", &host])?;
+            self.ask("ceph-osd", &["-i", &osd])?;
         }
-        capture(self.tool("radosgw").args(["-n", "client.rgw"]))?;
-        let mut user = self.tool("radosgw-admin");
-        user.args(["user", "create", "--uid=vram", "--display-name=vram"]);
-        capture(user.args(["--access-key=VRAMTEST", "--secret-key=vram-test-secret"]))?;
+        self.ask("radosgw", &["-n", "client.rgw"])?;
+        let user = ["user", "create", "--uid=vram", "--display-name=vram"];
+        let keys = ["--access-key=VRAMTEST", "--secret-key=vram-test-secret"];
+        self.ask("radosgw-admin", &[&user[..], &keys[..]].concat())?;
         Ok(())
+    }
+
+    /// Runs a tool that talks to the monitor. On a busy machine it may ask before it knows the cluster's name, and is
+    /// refused: what is asked here may be asked again.
+    fn ask(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        let mut said = capture(self.tool(program).args(arguments));
+        for _ in 0..4 {
+            if said.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_secs(2));
+            said = capture(self.tool(program).args(arguments));
+        }
+        said.map(|_| ())
     }
 
     fn tool(&self, program: &str) -> Command {
@@ -162,7 +176,7 @@ fn config(home: &Path, fsid: &str, monitor: u16, gateway: u16) -> String {
     let mut text = format!(
         "[global]
 fsid = {fsid}
-mon host = 127.0.0.1:{monitor}
+mon host = [v1:127.0.0.1:{monitor}]
 public addr = 127.0.0.1
 ms bind ipv4 = true
 auth cluster required = none

@@ -3,7 +3,8 @@
 //!
 //! A log on one machine proves nothing against whoever owns the machine. A copy that he cannot change, or the word of
 //! somebody who saw an earlier state, does. This crate sends both away, off the hot path: one thread with an async runtime
-//! of its own that reads the published directory and never the log, so that no store, however slow, can hold up a record.
+//! of its own (and one more for each replica in a directory, because a file system may not answer at all) that reads the
+//! published directory and never the log, so that no store, however slow, can hold up a record.
 //!
 //! ```text
 //!   published directory ──▶ replica (one task each) ──▶ s3://bucket/prefix, file:///directory

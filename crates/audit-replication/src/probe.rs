@@ -14,12 +14,14 @@ use object_store::signer::{Method, SignedUrlOptions, Signer};
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde_json::{Value, json};
 
-use crate::http::{HttpError, send};
+use crate::http::{HttpError, client, send};
 use crate::put::{Condition, read};
 use crate::store::Store;
 
 /// How many write one object at once.
 pub const RACERS: u32 = 32;
+/// How long the deletion of a version may take.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a signed request is good for.
 const SIGNED_FOR: Duration = Duration::from_secs(60);
 
@@ -105,7 +107,7 @@ pub(crate) enum ProbeError {
 }
 
 /// Tries a store out, in a place of its own below `probe/`, and clears that up as far as the store lets it.
-pub(crate) async fn probe(store: &Store, lock: bool, http: &reqwest::Client) -> Result<Probe, ProbeError> {
+pub(crate) async fn probe(store: &Store, lock: bool) -> Result<Probe, ProbeError> {
     let mut random = [0; 8];
     let _ = getrandom::fill(&mut random);
     let home = format!("probe/{:016x}", u64::from_le_bytes(random));
@@ -135,7 +137,7 @@ pub(crate) async fn probe(store: &Store, lock: bool, http: &reqwest::Client) -> 
     }
 
     let object_lock = match lock {
-        true => delete_version(store, &twice, first.version, http).await?,
+        true => delete_version(store, &twice, first.version).await?,
         false => Lock::NotTried,
     };
     for path in [&twice, &race] {
@@ -151,16 +153,11 @@ async fn put(store: &dyn ObjectStore, path: &Path, bytes: &[u8]) -> Result<objec
 }
 
 /// Deleting an object proves nothing where versions are kept: it only hides it. So one version is named.
-async fn delete_version(
-    store: &Store,
-    path: &Path,
-    version: Option<String>,
-    http: &reqwest::Client,
-) -> Result<Lock, ProbeError> {
+async fn delete_version(store: &Store, path: &Path, version: Option<String>) -> Result<Lock, ProbeError> {
     let (Some(versions), Some(version)) = (&store.versions, version) else { return Ok(Lock::NoVersions) };
     let query = SignedUrlOptions::new().with_query([("versionId", version.clone())]);
     let url = versions.s3.signed_url_opts(Method::DELETE, &versions.whole(path), SIGNED_FOR, &query).await?;
-    let status = send(http, Method::DELETE, url, Vec::new()).await?.status;
+    let status = send(&client(TIMEOUT)?, Method::DELETE, url, Vec::new()).await?.status;
     let options = object_store::GetOptions { version: Some(version), ..object_store::GetOptions::default() };
     let there = match store.inner.get_opts(path, options).await {
         Ok(_) => true,

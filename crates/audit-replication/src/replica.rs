@@ -128,7 +128,6 @@ pub(crate) struct Replica {
     options: ReplicaOptions,
     board: Arc<Board>,
     ending: Ending,
-    http: reqwest::Client,
     source: Arc<dyn Source>,
     dir: PathBuf,
     probed: Option<Probe>,
@@ -139,16 +138,15 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(
-        number: usize,
-        options: ReplicaOptions,
-        board: Arc<Board>,
-        ending: Ending,
-        http: reqwest::Client,
-    ) -> Self {
+    pub(crate) fn new(number: usize, options: ReplicaOptions, board: Arc<Board>, ending: Ending) -> Self {
         let dir = board.node.dir().to_owned();
         let source = Arc::new(DirSource::new(&dir));
-        Self { number, options, board, ending, http, source, dir, probed: None, full: 0, known: 0 }
+        Self { number, options, board, ending, source, dir, probed: None, full: 0, known: 0 }
+    }
+
+    /// Whether its operations may hold up the thread that they run in: a directory on a server that is gone does.
+    pub(crate) fn may_block(&self) -> bool {
+        self.options.location.is_directory()
     }
 
     /// Until the end, or until something is found that a person has to look at.
@@ -237,7 +235,7 @@ impl Replica {
         if let Some(known) = self.probed {
             return Ok(known.condition());
         }
-        let found = within(async { Ok(probe(store, self.options.object_lock, &self.http).await?) }).await?;
+        let found = within(async { Ok(probe(store, self.options.object_lock).await?) }).await?;
         self.probed = Some(found);
         self.board.replica(self.number, |status| status.probe = Some(found));
         let severity = if found.is_good() { Severity::Routine } else { Severity::Critical };

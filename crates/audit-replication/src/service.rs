@@ -8,7 +8,7 @@ use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::note::{SignedNote, VerifierKey};
 use audit_logging::tlog::source::{DirSource, Source};
 use audit_logging::{Clock, SystemClock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,8 +23,6 @@ use crate::witness::{Asking, Exchange, Quorum, Witness};
 const REFRESH: Duration = Duration::from_secs(1);
 /// How long the last handle's drop waits.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a request outside the store's and the witnesses' own clients may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Who is to cosign, and how often they are asked.
 #[derive(Debug, Clone)]
@@ -271,30 +269,53 @@ fn seen_by(key: &VerifierKey, cosigned: &Option<(Checkpoint, SignedNote)>) -> u6
     }
 }
 
+/// Keeps a replica in a thread of its own. It is not waited for by its handle: where a file system does not answer, nothing
+/// can end the thread, and nothing else must hang with it.
+fn in_a_thread(replica: Replica) -> Result<oneshot::Receiver<()>, StartError> {
+    let failed = |source| StartError::Thread { source };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().max_blocking_threads(8).build().map_err(failed)?;
+    let (over, ended) = oneshot::channel();
+    let work = move || {
+        runtime.block_on(replica.run());
+        runtime.shutdown_background();
+        // Nobody may be waiting any more.
+        let _ = over.send(());
+    };
+    std::thread::Builder::new().name("audit-replica-dir".to_owned()).spawn(work).map_err(failed)?;
+    Ok(ended)
+}
+
 /// Everything that runs in the thread.
 struct Tasks {
     board: Arc<Board>,
     ending: Ending,
     replicas: Vec<Replica>,
+    /// Replicas with a thread of their own: each says when it has ended.
+    apart: Vec<oneshot::Receiver<()>>,
     asking: Vec<Asking>,
     quorum: Option<Quorum>,
 }
 
 impl Tasks {
     fn new(board: &Arc<Board>, ending: &Ending, options: Options, source: DirSource) -> Result<Self, StartError> {
-        let http = client(REQUEST_TIMEOUT)?;
-        let replicas =
-            options.replicas.into_iter().enumerate().map(|(number, replica)| {
-                Replica::new(number, replica, Arc::clone(board), ending.clone(), http.clone())
-            });
-        let replicas = replicas.collect();
+        let (mut replicas, mut apart) = (Vec::new(), Vec::new());
+        for (number, replica) in options.replicas.into_iter().enumerate() {
+            let replica = Replica::new(number, replica, Arc::clone(board), ending.clone());
+            match replica.may_block() {
+                true => apart.push(in_a_thread(replica)?),
+                false => replicas.push(replica),
+            }
+        }
         let WitnessOptions { witnesses, quorum, interval, patience, heartbeat, timeout } = options.witnesses;
-        let http = client(timeout)?;
+        // Where there is no witness, nothing need be known of HTTP and the system's certificates.
+        let http = if witnesses.is_empty() { None } else { Some(client(timeout)?) };
         let source = Arc::new(source);
         let cosigned = last_cosigned(&source);
         let (targets, target) = watch::channel(None);
         let (answer, answers) = mpsc::channel(witnesses.len().max(1));
-        let asking = witnesses.into_iter().enumerate().map(|(number, witness)| Asking {
+        let asking = witnesses.into_iter().zip(http.iter().cycle()).enumerate();
+        let asking = asking.map(|(number, (witness, http))| Asking {
             number,
             exchange: Exchange {
                 seen: seen_by(witness.key(), &cosigned),
@@ -319,14 +340,20 @@ impl Tasks {
             targets,
             answers,
         });
-        Ok(Self { board: Arc::clone(board), ending: ending.clone(), replicas, asking, quorum })
+        Ok(Self { board: Arc::clone(board), ending: ending.clone(), replicas, apart, asking, quorum })
     }
 
     async fn run(self) {
-        let Self { board, mut ending, replicas, asking, quorum } = self;
+        let Self { board, mut ending, replicas, apart, asking, quorum } = self;
         let mut replica_tasks = JoinSet::new();
         for replica in replicas {
             replica_tasks.spawn(replica.run());
+        }
+        for ended in apart {
+            replica_tasks.spawn(async {
+                // An error means that it has ended too.
+                let _ = ended.await;
+            });
         }
         let mut witness_tasks = JoinSet::new();
         for asking in asking {

@@ -80,6 +80,11 @@ impl Location {
         Self { shown: name.to_owned(), place: Place::Made(store) }
     }
 
+    /// Whether it is a directory.
+    pub(crate) fn is_directory(&self) -> bool {
+        matches!(self.place, Place::Directory(_))
+    }
+
     /// Makes the store's client. Of a directory it asks that it exists; a bucket is not spoken to yet.
     ///
     /// # Errors

@@ -411,7 +411,7 @@ impl Engine {
 
     fn tell(&self, text: &str) -> Option<u64> {
         // A log that is closed, or closing, takes no more; asked all the same, it would count a record as lost.
-        if self.shared.is_failing() {
+        if self.shared.lock().closing {
             return None;
         }
         let leaf = format!(r#"{{{text},"time_unix_ms":{}}}"#, self.shared.now_ms());

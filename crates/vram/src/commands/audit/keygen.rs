@@ -61,7 +61,7 @@ pub(super) fn run(options: &AuditKeygen, global: &Global, out: &Out) -> Result<(
         ));
     }
     out.line(
-        "Give the line above to whoever verifies the log, on a way that the log's machine does not control: --vkey.",
+        "Give the line above to whoever verifies the log, by a way that the log's machine does not control: --vkey.",
     );
     out.object(&Made { origin: &origin, vkey, key_file: &target, rotates: options.rotate });
     Ok(())

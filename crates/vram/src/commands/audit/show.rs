@@ -24,7 +24,7 @@ pub(super) fn run(options: &AuditShow, dir: &Path, out: &Out) -> Result<(), Fail
     let wanted = Wanted::of(&options.filter);
     let last = options.last.map(|last| usize::try_from(last.get()).unwrap_or(usize::MAX));
     let mut kept: VecDeque<Result<Record, Violation>> = VecDeque::new();
-    let mut violations = 0_u64;
+    let (mut shown, mut violations) = (0_u64, 0_u64);
     for item in read(dir, reader::records(dir))? {
         let item = match item {
             Ok(record) => Ok(record),
@@ -33,7 +33,7 @@ pub(super) fn run(options: &AuditShow, dir: &Path, out: &Out) -> Result<(), Fail
         };
         match &item {
             Ok(record) if !wanted.has(record) => continue,
-            Ok(_) => {}
+            Ok(_) => shown = shown.saturating_add(1),
             Err(_) => violations = violations.saturating_add(1),
         }
         match last {
@@ -50,6 +50,10 @@ pub(super) fn run(options: &AuditShow, dir: &Path, out: &Out) -> Result<(), Fail
         }
     }
     kept.iter().for_each(|item| print(item, out));
+    if shown == 0 {
+        // A misspelt event must not look like one that never happened.
+        out.warn(format_args!("no record of {} is what was asked for", printable(&dir.to_string_lossy())));
+    }
     match violations {
         0 => Ok(()),
         _ => Err(broken(dir, violations)),

@@ -133,7 +133,8 @@ impl Walk {
                 }
                 _ => {}
             }
-            let expect = Expect { index: Some(head.index), next, ..Expect::default() };
+            let fresh = next.is_none() && !head.begun && head.header.is_some() && head.index > 1;
+            let expect = Expect { index: Some(head.index), next, fresh, ..Expect::default() };
             walk.parts.push_front(Part::Segment(expect, segment::path(dir, head.index)));
             wanted = match (head.link, next) {
                 (Some(link), _) => Some(link.previous),
@@ -187,6 +188,11 @@ impl Walk {
                 Part::Segment(expect, path)
             }
         })
+    }
+
+    /// What comes now was written after the walk was planned.
+    pub(crate) fn end(&mut self) {
+        self.parts.clear();
     }
 
     /// Tells the walk what the segment it handed out last came to.

@@ -367,6 +367,8 @@ fn verifying_beside_a_busy_writer_raises_no_false_alarm() {
                 }
             });
         }
+        // Also when something below fails.
+        let stopping = Stopping(&stop);
         let start = Instant::now();
         let mut rounds = 0;
         while start.elapsed() < Duration::from_secs(2) {
@@ -377,10 +379,18 @@ fn verifying_beside_a_busy_writer_raises_no_false_alarm() {
             assert!(walked >= durable);
             rounds += 1;
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stopping);
         assert!(rounds > 3, "{rounds}");
         println!("{rounds} rounds beside {} records", log.status().records);
     });
+}
+
+struct Stopping<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// A tiny file system, unmounted in the end.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use audit_logging::{Clock, Severity};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::node::Node;
 use crate::probe::Probe;
@@ -214,12 +214,15 @@ impl Board {
         (0..witnesses).for_each(|number| self.witness(number, |_| {}));
     }
 
-    /// Writes a record about the publication, with the time.
-    pub(crate) fn record(&self, severity: Severity, mut leaf: Value) {
+    /// Writes a record about the publication: `log`, which says what it is, first, and the time last.
+    pub(crate) fn record(&self, severity: Severity, leaf: Value) {
         let now = self.clock.wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        if let Value::Object(fields) = &mut leaf {
-            fields.insert("time_unix_ms".to_owned(), json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)));
+        let Value::Object(mut fields) = leaf else { return };
+        let mut text = format!("{{\"log\":{}", fields.remove("log").unwrap_or_default());
+        for (name, value) in fields {
+            text.push_str(&format!(",{}:{value}", Value::from(name)));
         }
-        self.node.record(severity, leaf.to_string().as_bytes());
+        text.push_str(&format!(",\"time_unix_ms\":{}}}", now.as_millis()));
+        self.node.record(severity, text.as_bytes());
     }
 }

@@ -57,9 +57,19 @@ fn holds(document: &Value, schema: &Value, value: &Value, at: &str) {
 #[test]
 fn every_answer_is_as_the_document_says() {
     let home = Home::new();
-    let daemon = Daemon::start(&home, &["--on-failure", "repair", "--allow-drill"]);
+    // Signed, with a replica and a witness: their part of the status is described as well.
+    home.json(["audit", "keygen"]);
+    let config = format!(
+        "[[audit.replicas]]\nurl = \"file://{}\"\n[[audit.witnesses]]\nurl = \"http://127.0.0.1:9/\"\nvkey = \
+         \"witness.example.org/w1+af7ac9cb+BBCHTjVvcmoerhePTbYXxQrjjKM5y+ZWcYXcGCUdRdUM\"\n",
+        home.path("").display()
+    );
+    let config = home.file("vram.toml", config.as_bytes());
+    let arguments = ["--on-failure", "repair", "--allow-drill", "--config", config.to_str().unwrap()];
+    let daemon = Daemon::start(&home, &arguments);
     daemon.told(&["drill", "big-bin"]);
     daemon.until("a fault is known", |status| status["scrub"]["repairs"] == 1);
+    daemon.until("its store is known", |status| status["audit"]["evidence"]["replicas"][0]["probe"].is_object());
     let document = daemon.get("/v1/openapi.json").json();
     let mut checked = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {

@@ -125,6 +125,7 @@ impl Node for TestNode {
     }
 
     fn record(&self, severity: Severity, leaf: &[u8]) {
+        assert!(leaf.starts_with(b"{\"log\":\"") && leaf.ends_with(b"}"));
         self.records.lock().unwrap().push((severity, serde_json::from_slice(leaf).unwrap()));
     }
 

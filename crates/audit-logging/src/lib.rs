@@ -37,7 +37,15 @@
 //! The checksums are CRC-32C without a key. They show damage, and careless edits: a flipped bit, a record deleted,
 //! inserted, doubled or moved, a segment cut, removed or exchanged. They do not show the work of somebody who rewrites
 //! the checksums as well, nor records cut off at the end, closed or not. That takes signed checkpoints kept
-//! elsewhere, which build on this crate: leaves verbatim, numbers, and [`Status::durable`].
+//! elsewhere.
+//!
+//! # Signed checkpoints
+//!
+//! [`publish`] makes them while the log is written: a Merkle tree over the records in static files, signed, in formats
+//! that tools by others read. [`evidence`] verifies such a log, and [`tlog`] makes and checks proofs to carry away.
+//! Published and signed, a log shows every change of what was signed to whoever has its public key. It still does not
+//! show that records were cut off behind the last checkpoint that *somebody else* holds: a witness, a replica, an auditor.
+//! Whoever has the signing key can sign another history; he cannot make the others forget the one they saw.
 //!
 //! # When the disk fails
 //!
@@ -45,7 +53,7 @@
 //! always ready. If that fails too, the log is *degraded*: every emit fails and is counted, and the log tries to resume
 //! by itself, with a gap record first. It never blocks and never panics because of the disk.
 //!
-//! The format, byte by byte, and the order of system calls are in `docs/audit-log.md`.
+//! The formats, byte by byte, and the order of system calls are in `docs/audit-log.md` and `docs/audit-format.md`.
 #![forbid(unsafe_code)]
 
 mod clock;

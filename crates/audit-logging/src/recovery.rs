@@ -253,7 +253,7 @@ impl Opening<'_> {
                 Some(link) => Some(link.last_seq),
                 None => self.last_before(&data)?,
             };
-            let expect = Expect { index: Some(head.index), log_id, previous, next, spare: false };
+            let expect = Expect { index: Some(head.index), log_id, previous, next, fresh: false };
             let mut finding = None;
             let scanned = segment::scan(&data, expect, &mut |item| {
                 if let Item::Violation(violation) = item {
@@ -299,7 +299,8 @@ impl Opening<'_> {
             if head.index > 1 && (unwritten(&data) || previous.is_none()) {
                 continue;
             }
-            let expect = Expect { index: Some(head.index), log_id: Some(self.log_id), previous, ..Expect::default() };
+            let expect =
+                Expect { index: Some(head.index), log_id: Some(self.log_id), previous, next: None, fresh: false };
             return Ok(segment::scan(&data, expect, &mut |_| {}).last_seq);
         }
         Ok(None)
@@ -311,7 +312,8 @@ impl Opening<'_> {
         for head in self.heads.iter().rev().filter(|head| head.readable) {
             let data = self.load(head.index)?;
             let previous = head.link.map(|link| link.last_seq);
-            let expect = Expect { index: Some(head.index), log_id: Some(self.log_id), previous, ..Expect::default() };
+            let expect =
+                Expect { index: Some(head.index), log_id: Some(self.log_id), previous, next: None, fresh: false };
             let scanned = segment::scan(&data, expect, &mut |_| {});
             highest = scanned.highest.max(previous.unwrap_or(0)).max(highest);
             records = records.saturating_add(scanned.frames);
@@ -358,7 +360,7 @@ impl Opening<'_> {
         let data = self.load(index)?;
         let mut from = None;
         let log_id = Some(self.log_id);
-        let expect = Expect { index: Some(index), log_id, ..Expect::default() };
+        let expect = Expect { index: Some(index), log_id, previous: None, next: None, fresh: false };
         segment::scan(&data, expect, &mut |item| {
             if let Item::Frame(offset, frame) = item
                 && frame.seq > scanned.durable

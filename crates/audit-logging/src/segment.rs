@@ -92,8 +92,9 @@ pub(crate) struct Expect {
     pub(crate) previous: Option<u64>,
     /// What the next segment's link says of this one, if there is a next: then all of it was durable.
     pub(crate) next: Option<Next>,
-    /// Nothing was written there when the order of the segments was looked up, and nothing is behind it.
-    pub(crate) spare: bool,
+    /// When the order of the segments was looked up, this one was a spare. If it has a link now, all of it was written
+    /// since.
+    pub(crate) fresh: bool,
 }
 
 /// What a later segment says.

@@ -69,17 +69,6 @@ pub(crate) fn load(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// Whether anything was written where a segment's first frame belongs.
-fn has_begun(segment: &[u8]) -> bool {
-    segment.iter().skip(SEGMENT_HEADER).take(LINK_ROOM).any(|&byte| byte != 0)
-}
-
-/// Whether a spare was begun after the walk was planned. Then a writer has gone on, the segment before may have grown
-/// since it was read, and what came since is not part of this walk.
-pub(crate) fn is_newer(expect: &Expect, segment: &[u8]) -> bool {
-    expect.spare && has_begun(segment)
-}
-
 pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadError> {
     let path = segment::path(dir, index);
     let file = vfs.open(&path, Access::Read).map_err(|error| io(&path, error))?;
@@ -88,7 +77,7 @@ pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadEr
     let bytes = bytes.get(..n).unwrap_or_default();
     let header = SegmentHeader::parse(bytes);
     let first = bytes.get(SEGMENT_HEADER..).unwrap_or_default();
-    let begun = has_begun(bytes);
+    let begun = first.iter().any(|&byte| byte != 0);
     let salt = header.map(|header| header.salt()).or(frame::u32_at(bytes, SEGMENT_HEADER.saturating_sub(4)));
     let link = match frame::parse(first, salt.unwrap_or(0)) {
         Parsed::Frame(found) if found.kind == Kind::Link => Link::parse(found.leaf),
@@ -144,8 +133,8 @@ impl Walk {
                 }
                 _ => {}
             }
-            let spare = next.is_none() && head.readable && !head.begun;
-            let expect = Expect { index: Some(head.index), next, spare, ..Expect::default() };
+            let fresh = next.is_none() && !head.begun && head.header.is_some() && head.index > 1;
+            let expect = Expect { index: Some(head.index), next, fresh, ..Expect::default() };
             walk.parts.push_front(Part::Segment(expect, segment::path(dir, head.index)));
             wanted = match (head.link, next) {
                 (Some(link), _) => Some(link.previous),
@@ -199,6 +188,11 @@ impl Walk {
                 Part::Segment(expect, path)
             }
         })
+    }
+
+    /// What comes now was written after the walk was planned.
+    pub(crate) fn end(&mut self) {
+        self.parts.clear();
     }
 
     /// Tells the walk what the segment it handed out last came to.

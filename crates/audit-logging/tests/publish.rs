@@ -543,3 +543,45 @@ fn publishing_on_a_real_disk_beside_many_threads() {
     let report = audit_logging::evidence::verify(&question).unwrap();
     assert!(report.is_intact() && report.compared == 1602, "{report:?}");
 }
+
+#[test]
+fn verifying_beside_a_busy_writer_and_publisher_raises_no_false_alarm() {
+    let scratch = disk_dir("publish-live");
+    let (dir, key_file) = (scratch.path().join("log"), scratch.path().join("audit.key"));
+    let key = publish::generate(&Disk, &key_file, ORIGIN).unwrap();
+    let options = audit_logging::Options { segment_bytes: 64 << 10, critical_deadline: WAIT, ..Default::default() };
+    let log = AuditLog::open(&dir, options).unwrap();
+    let quick = PublishOptions {
+        interval: Duration::from_millis(10),
+        least_interval: Duration::from_millis(1),
+        ..PublishOptions::new(&key_file)
+    };
+    let publisher = Publisher::start(&log, quick).unwrap();
+    publisher.wait_beyond(0, WAIT).unwrap();
+    let writing = std::sync::atomic::AtomicBool::new(true);
+    let failed = std::thread::scope(|scope| {
+        for thread in 0..2u64 {
+            let (log, writing) = (log.clone(), &writing);
+            scope.spawn(move || {
+                let mut n = thread << 32;
+                while writing.load(std::sync::atomic::Ordering::Relaxed) {
+                    n += 1;
+                    let _ = log.emit(Severity::Critical, &leaf(n, 300));
+                }
+            });
+        }
+        let start = Instant::now();
+        let (mut rounds, mut failed) = (0, None);
+        while start.elapsed() < Duration::from_millis(1500) && failed.is_none() {
+            let mut question = audit_logging::evidence::Question::new(publisher.source(), std::slice::from_ref(&key));
+            question.wal = Some((Arc::new(Disk), &dir));
+            let report = audit_logging::evidence::verify(&question);
+            rounds += 1;
+            failed = Some(report).filter(|report| !report.as_ref().is_ok_and(|report| report.is_intact()));
+        }
+        writing.store(false, std::sync::atomic::Ordering::Relaxed);
+        println!("{rounds} rounds beside {} entries", publisher.status().signed_size);
+        failed
+    });
+    assert!(failed.is_none(), "{failed:#?}");
+}

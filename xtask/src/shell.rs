@@ -53,9 +53,17 @@ impl Ctx {
         command
     }
 
-    /// The cargo that runs us.
+    /// The cargo that runs us, without what it told us about our own package: a build script that looks at these variables
+    /// (ring's does) would run again, and all that depends on it, whenever cargo is called by hand and by us in turn.
     pub fn cargo(&self) -> Command {
-        self.command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        let mut cargo = self.command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(&name);
+            }
+        }
+        cargo
     }
 }
 

@@ -26,8 +26,8 @@ use crate::tlog::note::{SignedNote, SigningKey, VerifierKey};
 use crate::tlog::tree::{Hash, root_of};
 
 /// Records and bytes that one checkpoint takes in at most, so that memory stays bounded.
-const MAX_RECORDS: u64 = 1 << 16;
-const MAX_BYTES: usize = 16 << 20;
+const MAX_RECORDS: u64 = 1 << 15;
+const MAX_BYTES: usize = 8 << 20;
 
 /// The key that is to sign from some entry on.
 struct Rotation {

@@ -1,9 +1,10 @@
 //! The handle on a running publisher, and its thread.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::engine::{Engine, Found, Round};
 use super::keyfile;
@@ -24,8 +25,9 @@ use crate::vfs::{Lock, Vfs};
 const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long dropping a publisher waits for its last checkpoint.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
-/// The publisher rests so many times as long as it worked: the disk and the processor are for the records first.
-const REST: u32 = 4;
+/// More records than these since the last round, and the next checkpoint waits for the whole interval: each one costs the
+/// disk a dozen syncs, and the disk is for the records first.
+const FEW: u64 = 256;
 /// How much the thread lets others go first, on the scale of `nice`.
 const NICENESS: i32 = 10;
 
@@ -320,10 +322,9 @@ impl Worker {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
         let _ = self.engine.show_key();
         let mut retry = self.options.retry_after;
-        let mut attempts = 0u32;
+        let (mut attempts, mut before) = (0u32, 0u64);
         loop {
             let seen = self.shared.news();
-            let start = Instant::now();
             let (finishing, found) = {
                 let mut state = self.control.lock();
                 (state.finishing, state.found.take())
@@ -334,7 +335,6 @@ impl Worker {
                 None if refused => Ok(Round { signed: false, more: false, odd: false }),
                 None => self.engine.round(),
             };
-            let worked = start.elapsed();
             let failed = result.is_err();
             let round = self.note(result);
             if finishing {
@@ -360,10 +360,13 @@ impl Worker {
             }
             self.engine.heartbeat(self.options.heartbeat);
             let most = self.options.interval.max(self.options.least_interval);
-            let rest = if round.signed || round.odd {
-                worked.saturating_mul(REST).clamp(self.options.least_interval.min(most), most)
-            } else {
-                Duration::ZERO
+            let records = self.shared.records.load(SeqCst);
+            let busy = records.saturating_sub(std::mem::replace(&mut before, records)) > FEW;
+            let least = self.options.least_interval.min(most);
+            let rest = match round.signed || round.odd {
+                true if busy => most,
+                true => least,
+                false => Duration::ZERO,
             };
             self.control.rest(rest);
             if !round.more {

@@ -113,10 +113,11 @@ impl Wal {
         }
     }
 
-    /// All that was published has been seen. Returns how many records there are behind it.
-    pub(super) fn end(mut self, report: &mut Report) -> u64 {
+    /// All that was published has been seen. Returns how many records there are behind it, and gives each to `more`.
+    pub(super) fn end(mut self, report: &mut Report, more: &mut dyn FnMut(&Entry<'_>)) -> u64 {
         let mut behind = 0u64;
-        while self.peek(report).is_some() {
+        while let Some(record) = self.peek(report) {
+            more(&Entry::of(record));
             self.ahead = None;
             behind = behind.saturating_add(1);
         }

@@ -90,7 +90,9 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
             report.add(Violation { what, record: None, index: Some(size), file, detail });
         }
         // The process ended before its very first checkpoint.
-        _ if size == 0 && question.last_signed.is_some() && is_begun(question.source) => {
+        _ if size == 0
+            && question.last_signed.as_ref().is_some_and(|(_, last)| is_begun(question.source, last.size)) =>
+        {
             report.withdraw(What::NoCheckpoint);
         }
         _ => {}
@@ -99,13 +101,14 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
 }
 
 /// Whether what is published can be the beginning of a very first publication: of a second one, or of a log that has
-/// outgrown its first bundle, more is there.
-fn is_begun(source: &dyn Source) -> bool {
+/// outgrown its first bundle, more is there. What was signed already has its bundle.
+fn is_begun(source: &dyn Source, signed: u64) -> bool {
     let is_there = |width: &u64| {
         let tile = u16::try_from(*width).ok().and_then(|width| Tile::entries(0, width));
         tile.is_some_and(|tile| !matches!(source.get(&tile.path()), Ok(None)))
     };
-    !is_there(&TILE_WIDTH) && (1..TILE_WIDTH).filter(is_there).take(2).count() < 2
+    let partial: Vec<u64> = (1..TILE_WIDTH).filter(is_there).take(2).collect();
+    !is_there(&TILE_WIDTH) && partial.len() < 2 && (signed == 0 || partial == [signed])
 }
 
 struct Flow<'a> {

@@ -17,6 +17,7 @@ mod report;
 mod shell;
 mod soak;
 mod steps;
+mod strace;
 mod tools;
 
 use anyhow::Result;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, replica, soak, tools};
+use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, replica, soak, strace, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -60,6 +60,13 @@ pub const STEPS: &[Step] = &[
         help: "a signed log of 70,000 records, judged by verifiers that are not ours",
         quick: false,
         run: foreign::step,
+    },
+    Step {
+        name: "strace",
+        args: "[--all] [--save]",
+        help: "system calls on the audit log fail, one after the other: 45 s of them unless --all",
+        quick: false,
+        run: strace::step,
     },
     Step {
         name: "soak",

@@ -1,12 +1,13 @@
 //! The real file system.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
 
 use crate::vfs::{Access, Identity, Lock, Locked, Vfs, VfsFile, not_a_file};
 
@@ -83,7 +84,17 @@ impl Vfs for Disk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
+        // Not `fs::read_dir`: that one panics where closing the directory reports an error.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut names = Vec::new();
+        for entry in Dir::new(rustix::fs::open(dir, flags, Mode::empty())?)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        Ok(names)
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn VfsFile>> {

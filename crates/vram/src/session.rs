@@ -144,8 +144,8 @@ impl Trail {
     /// Begins to sign the log, where it is open and has a key.
     fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;
-        // A key that was named must be there.
-        if global.audit_key.is_none() && !key.exists() {
+        // A key that was named must be there, and a disk that does not say is not one that says that there is none.
+        if global.audit_key.is_none() && state::is_absent(&key) {
             return Ok(());
         }
         let Some(log) = self.trail.log() else { return Ok(()) };

@@ -79,6 +79,11 @@ pub(crate) fn audit_key_path(global: &Global) -> Result<PathBuf, Failure> {
     })
 }
 
+/// Whether nothing has this name, not even a link that leads nowhere. An error of the disk is no such answer.
+pub(crate) fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Where the key of the commitments to persons is.
 pub(crate) fn subject_key_path() -> Result<PathBuf, Failure> {
     Ok(directory("XDG_STATE_HOME")?.join(SUBJECT_KEY_NAME))

@@ -415,3 +415,35 @@ fn a_running_daemon_signs_as_it_goes() {
     let closed = home.json(["audit", "verify", "--vkey", &vkey]);
     assert_eq!((ranges(&closed)[2], ranges(&closed)[3]), (closed["records"].as_u64().unwrap(), ranges(&closed)[2]));
 }
+
+#[test]
+fn a_process_that_ends_between_signing_and_publishing_leaves_no_violation() {
+    let (home, _) = signed_home();
+    let checkpoint = published(&home).join("checkpoint");
+    let before = fs::read(&checkpoint).unwrap();
+    seal(&home, "three");
+    // As a kill leaves it: what was signed is on record beside the key, and its checkpoint is not there yet.
+    fs::write(&checkpoint, before).unwrap();
+    let verdict = home.json(["audit", "verify"]);
+    assert_eq!(ranges(&verdict), [0, 0, 12, 18], "{verdict}");
+    // The same record beside the key, and a log that does not have what was signed.
+    let state = home.state().join("audit.key.state");
+    let signed = fs::read_to_string(&state).unwrap();
+    let root = signed.lines().nth(2).unwrap();
+    fs::write(&state, signed.replace(root, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")).unwrap();
+    home.run(["audit", "verify", "--json"]).failed(3, "audit", &["not as it was written"]);
+    fs::write(&state, signed).unwrap();
+    seal(&home, "four");
+    assert_eq!(ranges(&home.json(["audit", "verify"])), [0, 0, 24, 24]);
+}
+
+#[test]
+fn a_key_that_cannot_be_reached_is_not_taken_for_none() {
+    let (home, _) = signed_home();
+    let key = home.state().join("audit.key");
+    fs::rename(&key, home.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(home.path("not-mounted/audit.key"), &key).unwrap();
+    let path = home.file("three.safetensors", &safetensors(["a", "b"], 10));
+    let ran = home.run(["seal", path.to_str().unwrap()]);
+    assert!(ran.code == 0 && ran.stderr.contains("the audit log is not signed"), "{ran:?}");
+}

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 pub use verify::verify;
 
+use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::note::{Verified, VerifierKey};
 use crate::tlog::source::{Source, SourceError};
 use crate::tlog::tree::Hash;
@@ -64,6 +65,10 @@ pub struct Question<'a> {
     pub wal: Option<(Arc<dyn Vfs>, &'a Path)>,
     /// What others hold, each with a name for the report.
     pub held: Vec<(String, Held<'a>)>,
+    /// What the log's own machine keeps beside the key as signed last (size 0 if nothing was signed yet), and the name of
+    /// that file for the report. It is durable before the checkpoint is there, so the end of a process in between leaves it
+    /// ahead. That is no violation where the log's own segments give this root.
+    pub last_signed: Option<(String, Checkpoint)>,
     /// The time now, in seconds since 1970, to find cosignatures from the future.
     pub now: Option<u64>,
     /// Threads that read and hash. Default 2.
@@ -82,6 +87,7 @@ impl<'a> Question<'a> {
             expected_origin: None,
             wal: None,
             held: Vec::new(),
+            last_signed: None,
             now: None,
             threads: 2,
         }
@@ -313,6 +319,14 @@ impl Report {
         if self.violations.len() < MAX_LISTED {
             self.violations.push(violation);
         }
+    }
+
+    /// Takes back what turned out to be none.
+    pub(crate) fn withdraw(&mut self, what: What) {
+        let before = self.violations.len();
+        self.violations.retain(|violation| violation.what != what);
+        let withdrawn = before.saturating_sub(self.violations.len()) as u64;
+        self.violations_total = self.violations_total.saturating_sub(withdrawn);
     }
 
     pub(crate) fn violation(&mut self, what: What, file: impl Into<String>, detail: impl Into<String>) {

@@ -29,6 +29,10 @@ pub(super) struct Wal {
     ended: bool,
     /// Whether everything published so far was readable, so that a record without a counterpart means something.
     complete: bool,
+    /// Whether any of it was not.
+    lost: bool,
+    /// Records read so far.
+    total: u64,
     bytes: Vec<u8>,
     dir: String,
 }
@@ -37,18 +41,22 @@ impl Wal {
     pub(super) fn open(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<Self, EvidenceError> {
         let records = reader::records_on(Arc::clone(vfs), dir)?;
         let dir = dir.display().to_string();
-        Ok(Self { records, ahead: None, missing: None, ended: false, complete: true, bytes: Vec::new(), dir })
+        let (complete, lost, total) = (true, false, 0);
+        Ok(Self { records, ahead: None, missing: None, ended: false, complete, lost, total, bytes: Vec::new(), dir })
     }
 
     /// Entries in between could not be read.
     pub(super) fn lose(&mut self) {
-        self.complete = false;
+        (self.complete, self.lost) = (false, true);
     }
 
     fn peek(&mut self, report: &mut Report) -> Option<&Record> {
         while self.ahead.is_none() && !self.ended {
             match self.records.next() {
-                Some(Ok(record)) => self.ahead = Some(record),
+                Some(Ok(record)) => {
+                    self.ahead = Some(record);
+                    self.total = self.total.saturating_add(1);
+                }
                 Some(Err(ReadError::Violation(violation))) => {
                     let record = (violation.seq > 0).then_some(violation.seq);
                     let file = format!("segment-{:012}.wal", violation.segment);
@@ -113,10 +121,11 @@ impl Wal {
         }
     }
 
-    /// All that was published has been seen. Returns how many records there are behind it.
-    pub(super) fn end(mut self, report: &mut Report) -> u64 {
+    /// All that was published has been seen. Returns how many records there are behind it, and gives each to `more`.
+    pub(super) fn end(mut self, report: &mut Report, more: &mut dyn FnMut(&Entry<'_>)) -> u64 {
         let mut behind = 0u64;
-        while self.peek(report).is_some() {
+        while let Some(record) = self.peek(report) {
+            more(&Entry::of(record));
             self.ahead = None;
             behind = behind.saturating_add(1);
         }
@@ -124,7 +133,8 @@ impl Wal {
             let what = if behind > 0 { What::LogCutAndContinued } else { What::LogShorter };
             report.add(missing.violation(what));
         }
-        behind
+        // Records whose entries could not be read have no counterpart either, and are not behind.
+        if self.lost { behind.min(self.total.saturating_sub(size)) } else { behind }
     }
 }
 

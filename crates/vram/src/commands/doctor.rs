@@ -351,7 +351,7 @@ fn log_key(global: &Global) -> Check {
         Ok(path) => path,
         Err(failure) => return Check::problem(name, failure.message, None),
     };
-    if global.audit_key.is_none() && !path.exists() {
+    if global.audit_key.is_none() && state::is_absent(&path) {
         let detail = "the audit log is not signed: it shows damage, and not what a forger does";
         return Check::note(name, detail, "make a key, which signs it from the next run on: vram audit keygen");
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use audit_logging::evidence::{self, EvidenceError, Held, Question, Ranges, Report, Violation, What};
+use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::entry::{self, Entry};
 use audit_logging::tlog::source::Source;
-use audit_logging::tlog::tree::TILE_WIDTH;
+use audit_logging::tlog::tree::{Hash, TILE_WIDTH};
 use audit_logging::{Clock, Disk, Record, SystemClock, publish};
 use serde::Serialize;
 
@@ -100,13 +101,13 @@ pub(super) fn verify(
         question.held.push((path.display().to_string(), Held::Checkpoint(note)));
     }
     let others = question.held.len();
+    if let KeyOrigin::State(vkey) = &key {
+        question.last_signed = last_signed(vkey);
+    }
     let mut report = evidence::verify(&question).map_err(|error| match error {
         EvidenceError::Wal(error) => error.into(),
         error => Failure::new("audit", error.to_string()),
     })?;
-    if let KeyOrigin::State(vkey) = &key {
-        compare_with_own_state(vkey, &mut report);
-    }
     if report.pruned > 0 {
         // That file is not signed, and no record of a log announces such a thing: anybody may have written it.
         let detail = format!("it says that the first {} entries were pruned, and the log does not", report.pruned);
@@ -127,14 +128,11 @@ pub(super) fn verify(
 }
 
 /// Beside the key stands what was signed last. On the log's own machine, a shorter log shows by that alone.
-fn compare_with_own_state(vkey: &Path, report: &mut Report) {
+fn last_signed(vkey: &Path) -> Option<(String, Checkpoint)> {
     let key_file = vkey.with_extension("key");
-    let Ok(Some(last)) = publish::read_signed(&Disk, &key_file) else { return };
-    if last.size > report.ranges.signed {
-        let detail = format!("the key's own record says that {} entries were signed", last.size);
-        let file = publish::state_file(&key_file).display().to_string();
-        add(report, What::HeldAhead, Some(report.ranges.signed), &file, detail);
-    }
+    let last = publish::read_signed(&Disk, &key_file).ok()?;
+    let last = last.unwrap_or(Checkpoint { origin: String::new(), size: 0, root: Hash::EMPTY_TREE });
+    Some((publish::state_file(&key_file).display().to_string(), last))
 }
 
 fn add(report: &mut Report, what: What, index: Option<u64>, file: &str, detail: String) {
@@ -232,7 +230,7 @@ impl Signed {
 
     /// What all of this is worth.
     pub(super) fn conclude(&self, out: &Out) {
-        if self.is_intact() {
+        if self.is_intact() && self.is_signed() {
             let ok = out.styled(Style::Green, "ok");
             out.line(format_args!("{ok} every published record is the one that was signed"));
         }

@@ -74,7 +74,7 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
     let mut tree = tree.filter(|_| last.is_some());
     let mut kept = false;
     let behind = wal.map_or(0, |wal| {
-        wal.end(report, &mut |entry| {
+        wal.end(size, report, &mut |entry| {
             let Some((tree, (_, last))) = tree.as_mut().zip(last).filter(|(tree, (_, last))| tree.size() < last.size)
             else {
                 return;

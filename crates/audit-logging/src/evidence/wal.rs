@@ -121,8 +121,9 @@ impl Wal {
         }
     }
 
-    /// All that was published has been seen. Returns how many records there are behind it, and gives each to `more`.
-    pub(super) fn end(mut self, report: &mut Report, more: &mut dyn FnMut(&Entry<'_>)) -> u64 {
+    /// All `size` entries that were published have been seen. Returns how many records there are behind them, and gives
+    /// each to `more`.
+    pub(super) fn end(mut self, size: u64, report: &mut Report, more: &mut dyn FnMut(&Entry<'_>)) -> u64 {
         let mut behind = 0u64;
         while let Some(record) = self.peek(report) {
             more(&Entry::of(record));

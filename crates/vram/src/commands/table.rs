@@ -74,6 +74,9 @@ pub(super) fn status(status: &Value, out: &Out) {
     if let Some(reason) = audit.get("reason").and_then(Value::as_str) {
         out.line(format_args!("          {}", printable(reason)));
     }
+    if let Some(evidence) = audit.get("evidence").filter(|evidence| !evidence.is_null()) {
+        signed(evidence, out);
+    }
     let shards: Vec<&Value> = part("shards").as_array().into_iter().flatten().collect();
     let width = shards.iter().map(|shard| text(shard, "shard_id").len()).max().unwrap_or(0).clamp(5, 60);
     if !shards.is_empty() {
@@ -100,6 +103,30 @@ pub(super) fn status(status: &Value, out: &Out) {
     for shard in part("unsealed").as_array().into_iter().flatten() {
         let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
         out.line(format_args!("{id:width$}  {}  {reason}", out.styled(Style::Yellow, "unsealed")));
+    }
+}
+
+/// What of the log is signed, and who else has it.
+fn signed(evidence: &Value, out: &Out) {
+    out.line(format_args!(
+        "  signed  {} records as {}",
+        number(evidence, "signed_records"),
+        printable(text(evidence, "origin"))
+    ));
+    if let Some(refused) = evidence.get("refused").and_then(Value::as_str) {
+        out.line(out.styled(Style::Red, format_args!("          nothing more is signed: {}", printable(refused))));
+    }
+    for (kind, list) in [("replica", "replicas"), ("witness", "witnesses")] {
+        for one in evidence.get(list).and_then(Value::as_array).into_iter().flatten() {
+            let error = one.get("last_error").and_then(Value::as_str).map(|error| format!("; {}", printable(error)));
+            out.line(format_args!(
+                "  {kind} {}: {}, {} records behind{}",
+                printable(text(one, "name")),
+                text(one, "state"),
+                number(one, "lag_records"),
+                error.unwrap_or_default()
+            ));
+        }
     }
 }
 

@@ -49,6 +49,10 @@ fn the_log_is_copied_to_its_last_record_and_a_witness_that_is_down_holds_up_noth
     assert_eq!(evidence["replicas"][0]["probe"]["winners"], 1, "{evidence}");
     assert_eq!((&evidence["quorum"], &evidence["cosigned_records"]), (&1.into(), &0.into()));
     assert!(evidence["witnesses"][0]["last_error"].as_str().unwrap().contains("does not answer"), "{evidence}");
+    let told = home.run(["status".as_ref(), "--socket".as_ref(), daemon.socket.as_os_str()]).stdout;
+    for words in ["  signed  ", "  replica ", ": working, ", "  witness ", ": failing, ", "does not answer"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
     let page = daemon.get("/metrics").body;
     for name in [
         "vram_audit_signed_records",

@@ -293,3 +293,43 @@ fn a_local_port_answers_only_to_this_machines_names() {
         assert!(answer.starts_with("HTTP/1.1 421") && !answer.contains("worker_id"), "{host}: {answer}");
     }
 }
+
+#[test]
+fn requests_bent_by_chance_leave_the_daemon_serving() {
+    const GOOD: [&[u8]; 4] = [
+        b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"POST /v1/shards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{\"files\":[\"/\"]}",
+        b"POST /v1/shards/big-bin/drill HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"DELETE /v1/shards/nobody HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ];
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    // xorshift64: a seed, so that what fails can be done again.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |limit: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % limit as u64) as usize
+    };
+    for round in 0..400 {
+        let mut bytes = GOOD[below(4)].to_vec();
+        for _ in 0..=below(6) {
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes[at] = below(256) as u8,
+                1 => bytes.truncate(at.max(1)),
+                2 => bytes.insert(at, below(256) as u8),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        if round % 2 == 0 {
+            daemon.raw_port(&bytes)
+        } else {
+            daemon.raw_socket(&bytes)
+        };
+    }
+    let status = daemon.told(&["status"]);
+    assert_eq!((&status["ready"], status["shards"].as_array().unwrap().len()), (&true.into(), 2), "{status}");
+    assert_eq!(daemon.get("/healthz").status, 200);
+}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
-use audit_logging::{AuditLog, Clock, Failure, OpenError, Options, Outcome, Severity, Status};
+use audit_logging::{AuditLog, Clock, OpenError, Options, Outcome, Severity, Status};
 use serde::Serialize;
 
 use crate::actor::{self, Actor};
@@ -18,6 +18,10 @@ use crate::device::{DeviceInfo, Protection, Residency};
 use crate::digest::Digest;
 use crate::metrics::AuditMetrics;
 use crate::shard_id::ShardId;
+
+mod error;
+
+pub use error::TrailError;
 
 /// What happened. Sizes are in bytes, times in nanoseconds.
 #[derive(Clone, Copy, Serialize)]
@@ -486,34 +490,6 @@ impl fmt::Debug for AuditTrail {
             Destination::Log(_) => f.write_str("AuditTrail(open)"),
             Destination::Broken(broken) => write!(f, "AuditTrail(not open at first: {})", broken.dir.display()),
             Destination::Off => f.write_str("AuditTrail(off)"),
-        }
-    }
-}
-
-/// A record is not known to be on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrailError {
-    /// The log could not be opened when the worker started.
-    #[error("the audit log could not be opened, so nothing is recorded; mend what its first error says")]
-    NotOpen,
-    /// The disk did not answer in time; the record is queued and counted as late.
-    #[error("the audit record was not on disk at its deadline; it is queued and counted as late")]
-    Late,
-    /// A record that must come first is lost, so the operation was not begun.
-    #[error("the audit log did not take the record, so nothing was done; see the log's first error")]
-    Lost,
-    /// The record is lost, and counted.
-    #[error(transparent)]
-    Failed(#[from] Failure),
-}
-
-impl TrailError {
-    fn of_flush(outcome: Outcome) -> Result<(), Self> {
-        match outcome {
-            Outcome::Durable { .. } => Ok(()),
-            Outcome::Failed(failure) => Err(Self::Failed(failure)),
-            _ => Err(Self::Late),
         }
     }
 }

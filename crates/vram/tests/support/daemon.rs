@@ -81,7 +81,16 @@ impl<'a> Daemon<'a> {
         self.http("GET", path, "")
     }
 
-    /// Sends bytes as they are on the control socket, and reads what comes back, if anything.
+    /// A question to the port by another name than `localhost`.
+    pub(crate) fn get_from(&self, host: &str, path: &str) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        answer(stream)
+    }
+
+    /// Sends bytes as they are on the control socket and hangs up; reads what still comes back, if anything: a server may
+    /// leave a question unanswered whose asker is gone.
     pub(crate) fn raw_socket(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

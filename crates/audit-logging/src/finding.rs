@@ -24,6 +24,8 @@ pub enum What {
     LinkBroken,
     /// A record claims a durable bound that no writer can have known.
     BoundImpossible,
+    /// The beginning of the log was removed and no record announces it.
+    PruningUnannounced,
 }
 
 impl What {
@@ -40,6 +42,7 @@ impl What {
             What::SequenceBroken => "record missing, doubled or out of order",
             What::LinkBroken => "segment does not end where the next one says",
             What::BoundImpossible => "impossible durable bound",
+            What::PruningUnannounced => "beginning of the log removed and no record announces it",
         }
     }
 }

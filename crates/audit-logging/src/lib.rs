@@ -61,6 +61,7 @@ mod control;
 mod disk;
 pub mod evidence;
 mod finding;
+mod floor;
 mod frame;
 mod log;
 mod options;

@@ -1,12 +1,13 @@
 //! Reading a log offline: verify it, or walk its records. Takes no lock, writes nothing, works beside a live writer.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::control::{self, Absent};
 use crate::disk::Disk;
 pub use crate::finding::{TornTail, Violation, What};
+use crate::floor::Floor;
 use crate::frame::{Frame, Kind};
 use crate::outcome::{ReadError, Severity};
 use crate::segment::{self, Expect, Item, Scanned};
@@ -164,15 +165,27 @@ fn verify_once(vfs: &dyn Vfs, dir: &Path) -> Result<Report, ReadError> {
             Part::Segment(expect, path) => {
                 let segment = expect.index.unwrap_or(0);
                 let Ok(bytes) = walk::load(vfs, &path) else {
+                    if walk::is_pruned(vfs, dir, segment) {
+                        walk.skipped();
+                        continue;
+                    }
                     report.segments = report.segments.saturating_add(1);
                     report.violation(walk.unread(segment));
                     continue;
                 };
-                let scanned = segment::scan(&bytes, expect, &mut |item| report.add(segment, &item));
+                let scanned = segment::scan(&bytes, expect, &mut |item| {
+                    if let Item::Frame(_, frame) = &item {
+                        walk.saw(frame);
+                    }
+                    report.add(segment, &item);
+                });
                 report.finish(&scanned);
                 walk.scanned(&scanned);
             }
         }
+    }
+    if let Some(violation) = walk.unannounced() {
+        report.violation(violation);
     }
     Ok(report)
 }
@@ -206,31 +219,44 @@ pub fn records(dir: &Path) -> Result<Records, ReadError> {
 /// As [`records`].
 pub fn records_on(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Records, ReadError> {
     let walk = Walk::plan(&*vfs, dir)?;
-    Ok(Records { vfs, walk, ready: VecDeque::new() })
+    Ok(Records { vfs, dir: dir.to_owned(), walk, ready: VecDeque::new() })
 }
 
 /// The iterator behind [`records`]. Holds one segment's records in memory.
 #[derive(Debug)]
 pub struct Records {
     vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
     walk: Walk,
     ready: VecDeque<Result<Record, ReadError>>,
 }
 
 impl Records {
+    /// Where the log begins, if it was pruned; before anything was read.
+    pub(crate) fn floor(&self) -> Option<&Floor> {
+        self.walk.floor()
+    }
+
     fn load(&mut self, expect: Expect, path: &Path) -> Result<(), ReadError> {
         let mut tries = 0u32;
         let mut before: Option<Scanned> = None;
         loop {
             let segment = expect.index.unwrap_or(0);
             let Ok(bytes) = walk::load(&*self.vfs, path) else {
+                if walk::is_pruned(&*self.vfs, &self.dir, segment) {
+                    self.walk.skipped();
+                    return Ok(());
+                }
                 return Err(ReadError::Violation(self.walk.unread(segment)));
             };
             let (mut items, mut linked) = (VecDeque::new(), false);
+            let walk = &mut self.walk;
             let scanned = segment::scan(&bytes, expect, &mut |item| match item {
                 Item::Frame(_, Frame { kind: Kind::Link, .. }) => linked = true,
                 Item::Torn { .. } => {}
-                Item::Frame(offset, Frame { seq, severity, kind, durable, leaf, .. }) => {
+                Item::Frame(offset, frame) => {
+                    walk.saw(&frame);
+                    let Frame { seq, severity, kind, durable, leaf, .. } = frame;
                     let leaf = leaf.to_vec();
                     items.push_back(Ok(Record { seq, severity, kind, durable, leaf, segment, offset }));
                 }
@@ -263,7 +289,10 @@ impl Iterator for Records {
             if let Some(item) = self.ready.pop_front() {
                 return Some(item);
             }
-            match self.walk.next_part()? {
+            let Some(part) = self.walk.next_part() else {
+                return self.walk.unannounced().map(|violation| Err(ReadError::Violation(violation)));
+            };
+            match part {
                 Part::Missing(violation) => return Some(Err(ReadError::Violation(violation))),
                 Part::Segment(expect, path) => {
                     if let Err(error) = self.load(expect, &path) {

@@ -14,7 +14,7 @@ use crate::queue::MAX_OUTSTANDING;
 use crate::segment::{self, Expect, Item, Next, SEGMENT_HEADER, Scanned};
 use crate::spare::{Maker, Segment};
 use crate::vfs::{self, Access, Lock, Locked, Vfs};
-use crate::walk::{self, Head};
+use crate::walk::{self, Head, Listing};
 
 /// What opening a log that was not closed cleanly came to. The log's first new record says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ struct Opening<'a> {
     dir: &'a Path,
     heads: Vec<Head>,
     log_id: [u8; 16],
+    /// The first segment that the log still has.
+    first: u64,
 }
 
 /// Where the last live segment stands.
@@ -102,7 +104,7 @@ pub(crate) fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
             vfs.remove(&dir.join(name)).map_err(io_error(dir, "removing an unfinished segment"))?;
         }
     }
-    let indices = walk::indices(vfs, dir).map_err(io_error(dir, "listing it"))?;
+    let Listing { indices, floor, .. } = walk::list(vfs, dir).map_err(io_error(dir, "listing it"))?;
     let mut heads = Vec::with_capacity(indices.len());
     for index in indices {
         heads.push(match walk::head(vfs, dir, index) {
@@ -118,7 +120,8 @@ pub(crate) fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     let maker = Maker { vfs: Arc::clone(&options.vfs), dir: dir.to_owned(), log_id, bytes: options.segment_bytes };
     let next_index = heads.last().map_or(1, |head| head.index.saturating_add(1));
     let ms = unix_ms(options.clock.wall());
-    Opening { vfs, dir, heads, log_id }.run(lock, maker, next_index, ms)
+    let first = floor.map_or(1, |floor| floor.segment);
+    Opening { vfs, dir, heads, log_id, first }.run(lock, maker, next_index, ms)
 }
 
 impl Opening<'_> {
@@ -230,7 +233,7 @@ impl Opening<'_> {
         let mut torn: Option<TornTail> = None;
         let mut next: Option<Next> = None;
         while let Some(head) = self.heads.pop() {
-            if let (None, Some(live)) = (head.link, head.live().filter(|&live| live > 0))
+            if let (None, Some(live)) = (head.link, head.live().filter(|&live| live >= self.first))
                 && self.heads.iter().all(|head| head.index != live)
             {
                 // The segment that was in use when this one was made was taken away.

@@ -23,7 +23,7 @@ impl Writer {
             _ => Fault { operation: Operation::Directory, kind: io::ErrorKind::ResourceBusy, os_error: None },
         })?;
         let fault = |error: io::Error| Fault::new(Operation::Directory, &error);
-        let highest = walk::indices(&*self.vfs, &self.dir).map_err(fault)?.last().copied().unwrap_or(0);
+        let highest = walk::list(&*self.vfs, &self.dir).map_err(fault)?.indices.last().copied().unwrap_or(0);
         self.next_index = self.next_index.max(highest.saturating_add(1));
         self.dir_identity = self.vfs.identity(&self.dir).ok();
         self.lock = lock;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::control::{Cause, Link};
 use crate::finding::{Violation, What};
-use crate::frame::{self, Kind, Parsed};
+use crate::floor::Floor;
+use crate::frame::{self, Frame, Kind, Parsed};
 use crate::outcome::ReadError;
 use crate::segment::{self, Expect, LINK_ROOM, MAX_SEGMENT, Next, SEGMENT_HEADER, Scanned, SegmentHeader};
 use crate::vfs::{self, Access, Vfs};
@@ -44,19 +45,36 @@ pub(crate) struct Walk {
     last_seq: Option<u64>,
     /// Segments passed over because a later link declares them void.
     pub(crate) void: u64,
+    /// Where the log begins, if it was pruned, until the record that announced it was seen.
+    floor: Option<Floor>,
 }
 
 fn io(path: &Path, source: std::io::Error) -> ReadError {
     ReadError::Io { path: path.to_owned(), source }
 }
 
-/// The indices of the segment files in a directory, ascending.
-pub(crate) fn indices(vfs: &dyn Vfs, dir: &Path) -> std::io::Result<Vec<u64>> {
+/// The segment files of a log.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// Their indices, ascending; without those that were pruned and are not removed yet.
+    pub(crate) indices: Vec<u64>,
+    /// Those.
+    pub(crate) left: Vec<u64>,
+    /// Where the log begins, if it was pruned.
+    pub(crate) floor: Option<Floor>,
+}
+
+/// Looks up which segments there are. What is removed while this runs was stated before: the names are read first.
+pub(crate) fn list(vfs: &dyn Vfs, dir: &Path) -> std::io::Result<Listing> {
     let names = vfs.list(dir)?;
-    let mut found: Vec<u64> = names.iter().filter_map(|name| name.to_str()).filter_map(segment::index_of).collect();
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
+    let mut indices: Vec<u64> = names.iter().filter_map(|name| name.to_str()).filter_map(segment::index_of).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    // The segment in which a log begins is never removed.
+    let floor = Floor::read(vfs, dir)?.filter(|floor| indices.contains(&floor.segment));
+    let first = floor.as_ref().map_or(0, |floor| floor.segment);
+    let (left, indices) = indices.into_iter().partition(|&index| index < first);
+    Ok(Listing { indices, left, floor })
 }
 
 /// Reads a whole segment file, at most [`MAX_SEGMENT`] bytes and one more, so that a longer file shows.
@@ -67,6 +85,11 @@ pub(crate) fn load(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>, ReadError> {
     let n = vfs::read_full(&*file, &mut bytes, 0).map_err(|error| io(path, error))?;
     bytes.truncate(n);
     Ok(bytes)
+}
+
+/// Whether a segment that was there a moment ago was removed by a pruning.
+pub(crate) fn is_pruned(vfs: &dyn Vfs, dir: &Path, index: u64) -> bool {
+    list(vfs, dir).is_ok_and(|listing| listing.floor.is_some_and(|floor| index < floor.segment))
 }
 
 pub(crate) fn head(vfs: &dyn Vfs, dir: &Path, index: u64) -> Result<Head, ReadError> {
@@ -95,12 +118,14 @@ pub(crate) fn unreadable(index: u64) -> Head {
 
 impl Walk {
     pub(crate) fn plan(vfs: &dyn Vfs, dir: &Path) -> Result<Self, ReadError> {
-        let found = indices(vfs, dir).map_err(|error| io(dir, error))?;
-        let mut heads = Vec::with_capacity(found.len());
+        let Listing { indices, floor, .. } = list(vfs, dir).map_err(|error| io(dir, error))?;
+        let mut heads = Vec::with_capacity(indices.len());
         let mut failed = None;
-        for index in found {
+        for index in indices {
             match head(vfs, dir, index) {
                 Ok(head) => heads.push(head),
+                // Pruned since its name was read.
+                Err(_) if is_pruned(vfs, dir, index) => return Self::plan(vfs, dir),
                 Err(error) => {
                     heads.push(unreadable(index));
                     failed = Some(error);
@@ -111,12 +136,14 @@ impl Walk {
             // Nothing at all can be read: that is no finding in a log.
             return Err(failed.unwrap_or(ReadError::NoLog { dir: dir.to_owned() }));
         }
-        Ok(Self::of(dir, &heads))
+        Ok(Self::of(dir, &heads, floor))
     }
 
     /// Follows the links from the last segment back to the first.
-    pub(crate) fn of(dir: &Path, heads: &[Head]) -> Self {
-        let mut walk = Self { parts: VecDeque::new(), log_id: None, last_seq: None, void: 0 };
+    pub(crate) fn of(dir: &Path, heads: &[Head], floor: Option<Floor>) -> Self {
+        let first = floor.as_ref().map_or(1, |floor| floor.segment);
+        let last_seq = floor.as_ref().map(|floor| floor.last_seq);
+        let mut walk = Self { parts: VecDeque::new(), log_id: None, last_seq, void: 0, floor };
         walk.log_id = heads.iter().find_map(|head| head.header).map(|header| header.log_id);
         // The index that the segment seen last says comes before it, and what it says of it.
         let mut wanted: Option<u64> = None;
@@ -136,6 +163,10 @@ impl Walk {
             let fresh = next.is_none() && !head.begun && head.header.is_some() && head.index > 1;
             let expect = Expect { index: Some(head.index), next, fresh, ..Expect::default() };
             walk.parts.push_front(Part::Segment(expect, segment::path(dir, head.index)));
+            if head.index == first {
+                wanted = None;
+                break;
+            }
             wanted = match (head.link, next) {
                 (Some(link), _) => Some(link.previous),
                 // A file that is no segment says nothing of what comes before it.
@@ -146,7 +177,9 @@ impl Walk {
                 }
                 // A spare, or the last segment with a torn start: indices of segments that were never finished may lie
                 // between it and the one before. But the one that was in use when it was made must be there.
-                (None, None) => head.live().filter(|live| heads.iter().all(|head| head.index != *live)),
+                (None, None) => {
+                    head.live().filter(|&live| live >= first && heads.iter().all(|head| head.index != live))
+                }
             };
             next = match (head.link, head.begun) {
                 (Some(link), _) => Some(Next::Link(link)),
@@ -157,7 +190,7 @@ impl Walk {
         }
         let lowest = heads.first().map_or(0, |head| head.index);
         // Whatever the lowest segment says or does not say: every log has a first one.
-        if let Some(wanted) = wanted.or((lowest > 1).then_some(1)).filter(|&wanted| wanted > 0) {
+        if let Some(wanted) = wanted.or((lowest > first).then_some(first)).filter(|&wanted| wanted > 0) {
             walk.missing(wanted);
         }
         walk
@@ -190,9 +223,33 @@ impl Walk {
         })
     }
 
-    /// What comes now was written after the walk was planned.
+    /// The segment handed out last was pruned meanwhile.
+    pub(crate) fn skipped(&mut self) {
+        (self.last_seq, self.floor) = (None, None);
+    }
+
+    /// What comes now was written after the walk was planned; a record that announced a pruning may be among it.
     pub(crate) fn end(&mut self) {
         self.parts.clear();
+        self.floor = None;
+    }
+
+    /// Where the log begins, if it was pruned; before anything was read.
+    pub(crate) fn floor(&self) -> Option<&Floor> {
+        self.floor.as_ref()
+    }
+
+    /// A frame was read.
+    pub(crate) fn saw(&mut self, frame: &Frame<'_>) {
+        if self.floor.as_ref().is_some_and(|floor| floor.is_announced_by(frame)) {
+            self.floor = None;
+        }
+    }
+
+    /// When everything was read: the beginning is missing, and no record announces that it was to be removed.
+    pub(crate) fn unannounced(&mut self) -> Option<Violation> {
+        let Floor { segment, last_seq, .. } = self.floor.take()?;
+        Some(Violation { segment, offset: 0, seq: last_seq.max(1), what: What::PruningUnannounced })
     }
 
     /// Tells the walk what the segment it handed out last came to.

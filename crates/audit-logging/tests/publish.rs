@@ -450,23 +450,6 @@ fn a_critical_record_is_published_at_once_and_silence_is_broken_by_a_heartbeat()
 }
 
 #[test]
-fn pruned_bundles_are_neither_missed_nor_made_anew() {
-    let vfs = MemVfs::default();
-    let key = make_key(&vfs);
-    session(&vfs, 0, 600);
-    vfs.set_bytes(&tlog_dir().join("minimum-index"), b"512\n");
-    vfs.delete(&tlog_dir().join("tile/entries/000"));
-    vfs.delete(&tlog_dir().join("tile/entries/001"));
-    let status = session(&vfs, 1 << 20, 10);
-    assert_eq!((status.refused, status.signed_size), (None, 614));
-    assert!(!vfs.names(&tlog_dir().join("tile/entries")).iter().any(|name| name == "000" || name == "001"));
-    let report = verify(&vfs, std::slice::from_ref(&key));
-    assert!(report.is_intact(), "{report:?}");
-    assert_eq!((report.pruned, report.entries), (512, 102));
-    proof::prove(&source(&vfs), &[key], 3).unwrap();
-}
-
-#[test]
 fn one_directory_has_one_publisher_and_one_key() {
     let vfs = MemVfs::default();
     make_key(&vfs);

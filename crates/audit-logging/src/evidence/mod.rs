@@ -170,6 +170,8 @@ pub enum What {
     CosignatureFromFuture,
     /// The change to another key is not signed as it must be.
     RotationInvalid,
+    /// Something says that records were pruned, and no signed record announces it.
+    PruningUnannounced,
 }
 
 impl What {
@@ -213,6 +215,7 @@ impl What {
             What::CosignedInvalid => "the cosigned checkpoint is not what it should be",
             What::CosignatureFromFuture => "a cosignature is from the future",
             What::RotationInvalid => "the change to another key is not signed as it must be",
+            What::PruningUnannounced => "records were given up and no signed record announces it",
         }
     }
 }
@@ -278,7 +281,7 @@ pub struct Report {
     pub keys: Vec<String>,
     /// Entries that were read and hashed.
     pub entries: u64,
-    /// Entries whose bundles were pruned on purpose.
+    /// Entries whose bundles were pruned, as records announce. Their hashes are there.
     pub pruned: u64,
     /// Records of the log's own segments that were compared with what was published.
     pub compared: u64,

@@ -9,6 +9,7 @@ use super::signers::{Claims, KeyRecord, Keys};
 use super::wal::Wal;
 use super::{EvidenceError, Question, Report, Violation, What, bundle};
 use crate::control;
+use crate::floor::Floor;
 use crate::frame::Kind;
 use crate::tlog::entry::{self, Entry};
 use crate::tlog::source::{Source, SourceError};
@@ -16,6 +17,8 @@ use crate::tlog::tree::{Hash, MAX_SIZE, TILE_WIDTH, Tile, Tree, TreeError, read_
 
 /// Bundles and tiles missing one after the other, after which nobody looks for more.
 const MAX_ABSENT: u64 = 1000;
+/// How often a log that changes is read.
+const MAX_TRIES: u32 = 3;
 /// Changes of key that are followed.
 const MAX_KEYS: usize = 1000;
 
@@ -24,21 +27,33 @@ const MAX_KEYS: usize = 1000;
 /// # Errors
 /// [`EvidenceError`] if something cannot be read for another reason than that it is not there.
 pub fn verify(question: &Question<'_>) -> Result<Report, EvidenceError> {
+    let mut tries = 0u32;
+    loop {
+        let before = question.source.get("checkpoint")?;
+        let report = verify_once(question)?;
+        tries = tries.saturating_add(1);
+        // Beside a live publisher files are removed that a record announces which this checkpoint does not cover yet.
+        if report.is_intact() || tries >= MAX_TRIES || question.source.get("checkpoint")? == before {
+            return Ok(report);
+        }
+    }
+}
+
+fn verify_once(question: &Question<'_>) -> Result<Report, EvidenceError> {
     let mut report = Report::default();
     let claims = Claims::gather(question, &mut report)?;
     let newest = claims.newest().cloned();
     let (size, root) = newest.as_ref().map_or((0, Hash::EMPTY_TREE), |newest| (newest.size, newest.root));
     report.origin = newest.as_ref().map(|newest| newest.origin.clone());
     report.root = newest.as_ref().map(|newest| newest.root);
-    let minimum = question.source.get("minimum-index")?;
-    let minimum = minimum.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()).unwrap_or(0);
     // Opened after the checkpoint was read: the log's own segments then go at least as far.
     let wal = question.wal.as_ref().map(|(vfs, dir)| Wal::open(vfs, dir)).transpose()?;
     let mut flow = Flow {
         question,
         size: size.min(MAX_SIZE),
         root,
-        minimum,
+        gone: Vec::new(),
+        announced: 0,
         sizes: claims.sizes().collect(),
         tree: Tree::new(),
         roots: BTreeMap::from([(0, Hash::EMPTY_TREE)]),
@@ -115,7 +130,10 @@ struct Flow<'a> {
     question: &'a Question<'a>,
     size: u64,
     root: Hash,
-    minimum: u64,
+    /// Entries whose bundles are missing: where each stretch begins and ends.
+    gone: Vec<(u64, u64)>,
+    /// Entries before this one may be missing, as records announce.
+    announced: u64,
     /// Where a root is needed.
     sizes: BTreeSet<u64>,
     tree: Tree,
@@ -145,11 +163,11 @@ impl Flow<'_> {
                     let detail = format!("it says {}, and the files go to {start} at least", self.size);
                     let (what, file) = (What::FutureCheckpoint, "checkpoint".to_owned());
                     self.report.add(Violation { what, record: None, index: Some(start), file, detail });
-                    return Ok(());
+                    return self.account_for_gone();
                 }
                 self.absent = self.absent.saturating_add(1);
                 if self.absent > MAX_ABSENT {
-                    return Ok(());
+                    return self.account_for_gone();
                 }
             } else {
                 self.absent = 0;
@@ -169,6 +187,29 @@ impl Flow<'_> {
             let (index, file) = (Some(tile.start()), tile.path());
             self.report.add(Violation { what, record: None, index, file, detail: String::new() });
         }
+        self.account_for_gone()
+    }
+
+    /// Bundles that are missing: pruned, or just missing?
+    fn account_for_gone(&mut self) -> Result<(), EvidenceError> {
+        let announced = self.announced;
+        for (start, end) in std::mem::take(&mut self.gone) {
+            let pruned = end.min(announced).saturating_sub(start);
+            self.report.pruned = self.report.pruned.saturating_add(pruned);
+            for number in (start.max(announced) / TILE_WIDTH)..end.div_ceil(TILE_WIDTH) {
+                let Some((_, entries)) = place(self.size, number).filter(|_| end > announced) else { break };
+                let (what, index) = (What::BundleMissing, Some(entries.start()));
+                let violation = Violation { what, record: None, index, file: entries.path(), detail: String::new() };
+                self.report.add(violation);
+            }
+        }
+        let minimum = self.question.source.get("minimum-index")?;
+        let minimum: Option<u64> = minimum.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok());
+        if let Some(minimum) = minimum.filter(|&minimum| minimum > announced) {
+            let detail = format!("it says that entries before {minimum} were, and records announce {announced}");
+            let (what, file) = (What::PruningUnannounced, "minimum-index".to_owned());
+            self.report.add(Violation { what, record: None, index: Some(announced), file, detail });
+        }
         Ok(())
     }
 
@@ -187,11 +228,11 @@ impl Flow<'_> {
         let start = tile.start();
         let told =
             |what, file: String| Violation { what, record: None, index: Some(start), file, detail: String::new() };
-        let pruned = piece.bundle.is_none() && entries.end() <= self.minimum;
-        if pruned {
-            self.report.pruned = self.report.pruned.saturating_add(u64::from(entries.width()));
-        } else if piece.bundle.is_none() {
-            self.report.add(told(What::BundleMissing, entries.path()));
+        if piece.bundle.is_none() {
+            match self.gone.last_mut() {
+                Some((_, end)) if *end == start => *end = entries.end(),
+                _ => self.gone.push((start, entries.end())),
+            }
         }
         if piece.hashes.is_none() {
             let what = if piece.misshapen { What::TileChanged } else { What::TileMissing };
@@ -233,8 +274,11 @@ impl Flow<'_> {
         }
         for (at, hash) in hashes.iter().enumerate() {
             self.push(*hash)?;
+            let index = start.saturating_add(at as u64);
             if let Some(bytes) = raw.as_ref().and_then(|raw| raw.get(at)) {
-                self.entry(bytes, start.saturating_add(at as u64), entries);
+                self.entry(bytes, index, entries);
+            } else if let Some(wal) = self.wal.as_mut().filter(|_| piece.bundle.is_none()) {
+                wal.hash(*hash, index, &mut self.report);
             }
         }
         Ok(())
@@ -258,6 +302,9 @@ impl Flow<'_> {
         self.order.entry(&entry, index, tile, &mut self.report);
         if let Some(wal) = &mut self.wal {
             wal.entry(bytes, &entry, index, &tile, &mut self.report);
+        }
+        if let Some(floor) = Floor::announced(entry.kind, entry.leaf).filter(|floor| floor.minimum <= index) {
+            self.announced = self.announced.max(floor.minimum);
         }
         let names_key = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
         if names_key && !self.broken && self.keys.len() < MAX_KEYS {

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{EvidenceError, Report, Violation, What};
+use crate::floor::{self, Floor};
+use crate::frame::Kind;
 use crate::outcome::ReadError;
 use crate::reader::{self, Record, Records};
 use crate::tlog::entry::Entry;
-use crate::tlog::tree::Tile;
+use crate::tlog::tree::{Hash, Tile};
 use crate::vfs::Vfs;
 
 /// Published records that the log does not have, one after the other.
@@ -35,19 +37,57 @@ pub(super) struct Wal {
     total: u64,
     bytes: Vec<u8>,
     dir: String,
+    /// Where the log begins, if it was pruned.
+    floor: Option<Floor>,
+    /// Whether a published record announced that.
+    vouched: bool,
+    /// Where entries are known by their hashes only: the records are not those any more.
+    adrift: bool,
 }
 
 impl Wal {
     pub(super) fn open(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<Self, EvidenceError> {
         let records = reader::records_on(Arc::clone(vfs), dir)?;
-        let dir = dir.display().to_string();
-        let (complete, lost, total) = (true, false, 0);
-        Ok(Self { records, ahead: None, missing: None, ended: false, complete, lost, total, bytes: Vec::new(), dir })
+        let floor = records.floor().cloned();
+        Ok(Self {
+            records,
+            ahead: None,
+            missing: None,
+            ended: false,
+            complete: true,
+            lost: false,
+            total: floor.as_ref().map_or(0, |floor| floor.index),
+            bytes: Vec::new(),
+            dir: dir.display().to_string(),
+            vouched: floor.is_none(),
+            floor,
+            adrift: false,
+        })
     }
 
     /// Entries in between could not be read.
     pub(super) fn lose(&mut self) {
         (self.complete, self.lost) = (false, true);
+    }
+
+    /// The next published entry, of which only the hash was kept.
+    pub(super) fn hash(&mut self, hash: Hash, index: u64, report: &mut Report) {
+        if self.adrift || self.floor.as_ref().is_some_and(|floor| index < floor.index) {
+            return;
+        }
+        let Some(record) = self.peek(report) else { return };
+        let (ours, seq, segment, offset) = (Entry::of(record).hash(), record.seq, record.segment, record.offset);
+        if ours == hash {
+            self.ahead = None;
+            report.compared = report.compared.saturating_add(1);
+            return;
+        }
+        self.adrift = true;
+        if report.violations.iter().all(|violation| violation.what != What::LogDamaged) {
+            let file = format!("segment-{segment:012}.wal");
+            let detail = format!("at byte {offset}");
+            report.add(Violation { what: What::RecordEdited, record: Some(seq), index: Some(index), file, detail });
+        }
     }
 
     fn peek(&mut self, report: &mut Report) -> Option<&Record> {
@@ -74,6 +114,13 @@ impl Wal {
 
     /// The next published entry.
     pub(super) fn entry(&mut self, bytes: &[u8], entry: &Entry<'_>, index: u64, tile: &Tile, report: &mut Report) {
+        if let Some(floor) = &self.floor {
+            self.vouched |= entry.kind == Kind::Publication && entry.leaf == floor.leaf;
+            if entry.seq <= floor.last_seq {
+                return;
+            }
+        }
+        self.adrift = false;
         loop {
             let complete = std::mem::replace(&mut self.complete, true);
             let Some(record) = self.peek(report) else { break };
@@ -124,6 +171,17 @@ impl Wal {
     /// All `size` entries that were published have been seen. Returns how many records there are behind them, and gives
     /// each to `more`.
     pub(super) fn end(mut self, size: u64, report: &mut Report, more: &mut dyn FnMut(&Entry<'_>)) -> u64 {
+        if let Some(floor) = self.floor.as_ref().filter(|_| !self.vouched) {
+            let detail =
+                format!("the log begins with segment {}, record {}", floor.segment, floor.last_seq.saturating_add(1));
+            report.add(Violation {
+                what: What::PruningUnannounced,
+                record: None,
+                index: Some(floor.index),
+                file: floor::FILE.to_owned(),
+                detail,
+            });
+        }
         let mut behind = 0u64;
         while let Some(record) = self.peek(report) {
             more(&Entry::of(record));

@@ -11,12 +11,14 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::growth::{Growth, TileFile};
+use super::prune::{self, Pruner};
 use super::replay::{Replay, Trouble};
 use super::store::{self, Store};
 use super::tail::{Piece, Reached, Tail};
 use super::{Refusal, json, keyfile};
 use crate::control;
 use crate::finding::Violation;
+use crate::floor::Floor;
 use crate::frame::{Frame, Kind};
 use crate::outcome::Severity;
 use crate::queue::Shared;
@@ -50,18 +52,18 @@ pub(crate) struct Round {
 }
 
 pub(crate) struct Engine {
-    shared: Arc<Shared>,
-    store: Store,
+    pub(super) shared: Arc<Shared>,
+    pub(super) store: Store,
     key_file: PathBuf,
     key: SigningKey,
     /// Every key that signed for this log, as far as its records tell.
     pub(crate) keys: Vec<VerifierKey>,
-    tail: Tail,
+    pub(super) tail: Tail,
     growth: Growth,
-    replay: Option<Replay>,
+    pub(super) replay: Option<Replay>,
     /// What replay starts from, if it has to be done again.
     signed_before: Vec<Checkpoint>,
-    minimum: u64,
+    pub(super) pruner: Pruner,
     /// Full files not yet written.
     files: Vec<TileFile>,
     /// The largest state that was signed, durably noted beside the key.
@@ -88,7 +90,8 @@ pub(crate) struct Found {
     /// What was signed, newest last.
     pub(crate) signed: Vec<Checkpoint>,
     pub(crate) visible: Option<Checkpoint>,
-    pub(crate) minimum: u64,
+    /// Where the log begins, if it was pruned.
+    pub(crate) floor: Option<Floor>,
 }
 
 impl Engine {
@@ -97,14 +100,15 @@ impl Engine {
         let none = Checkpoint { origin, size: 0, root: Hash::EMPTY_TREE };
         let signed = found.signed.iter().max_by_key(|signed| signed.size).cloned().unwrap_or(none);
         let heard = shared.clock.monotonic();
+        let pruner = Pruner::new(found.floor);
         Self {
-            tail: Tail::new(Arc::clone(&shared.vfs), &shared.dir),
+            tail: Tail::new(Arc::clone(&shared.vfs), &shared.dir, pruner.floor()),
             keys: vec![found.key.verifier().clone()],
             key: found.key,
             rotation: found.next.map(|next| Rotation { next, seq: None, at: None }),
-            replay: Some(Replay::new(found.signed.clone(), found.minimum)),
+            replay: Some(Replay::new(found.signed.clone(), pruner.minimum())),
             signed_before: found.signed,
-            minimum: found.minimum,
+            pruner,
             growth: Growth::default(),
             files: Vec::new(),
             signed,
@@ -120,6 +124,11 @@ impl Engine {
             store,
             key_file,
         }
+    }
+
+    /// Published entries below this place were pruned.
+    pub(crate) fn minimum(&self) -> u64 {
+        self.pruner.minimum()
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -149,14 +158,18 @@ impl Engine {
             self.commit()?;
             round.signed = true;
         }
+        if self.replay.is_none() {
+            self.clean()?;
+        }
         Ok(round)
     }
 
     fn begin_again(&mut self) {
-        self.tail = Tail::new(Arc::clone(&self.shared.vfs), &self.shared.dir);
+        self.tail = prune::tail(self);
+        self.pruner.begin_again();
         self.growth = Growth::default();
         self.files.clear();
-        self.replay = Some(Replay::new(self.signed_before.clone(), self.minimum));
+        self.replay = Some(Replay::new(self.signed_before.clone(), self.pruner.minimum()));
         if let Some(rotation) = &mut self.rotation {
             rotation.at = None;
         }
@@ -167,8 +180,12 @@ impl Engine {
         if self.replay.is_none() && (self.growth.size() > self.visible || self.is_rotating()) {
             return Ok(Reached::Stopped);
         }
+        if let Some(replay) = self.replay.as_ref().filter(|_| self.growth.size() == 0) {
+            self.growth = self.pruner.base(replay.target(), &self.store)?;
+        }
         let bound = self.shared.durable.load(SeqCst);
-        let mut tail = std::mem::replace(&mut self.tail, Tail::new(Arc::clone(&self.shared.vfs), &self.shared.dir));
+        let idle = prune::tail(self);
+        let mut tail = std::mem::replace(&mut self.tail, idle);
         let (mut bytes, mut entry, mut trouble, mut records) = (0usize, Vec::new(), None, 0u64);
         let before = tail.settled();
         let reached = tail.poll(bound, &mut |piece| {
@@ -230,6 +247,7 @@ impl Engine {
                 pushed.map_err(|error| Trouble::Retry(error.to_string()))?;
             }
         }
+        self.pruner.saw(frame, segment, self.growth.size());
         if kind == Kind::Publication && control::text(leaf, "log") == Some("key") {
             self.key_record(leaf);
         }
@@ -272,6 +290,7 @@ impl Engine {
 
     /// What was signed before is what the log gives.
     fn replayed(&mut self, replay: &Replay) -> Result<(), Trouble> {
+        self.pruner.check()?;
         self.written = replay.target();
         self.missing = replay.missing;
         if replay.missing > 0 {
@@ -373,7 +392,8 @@ impl Engine {
         let lost = rotation.seq.is_some_and(|seq| seq < self.tail.settled());
         if self.replay.is_none() && rotation.at.is_none() && (rotation.seq.is_none() || lost) {
             let (old, new) = (self.key.verifier().to_string(), rotation.next.verifier().to_string());
-            let seq = self.tell(&format!(r#""log":"key","old":"{}","new":"{}""#, json(&old), json(&new)));
+            let told = self.tell(&format!(r#""log":"key","old":"{}","new":"{}""#, json(&old), json(&new)));
+            let seq = told.map(|(seq, _)| seq);
             if let Some(rotation) = &mut self.rotation {
                 rotation.seq = seq;
             }
@@ -399,6 +419,12 @@ impl Engine {
                 format!(r#""log":"conflict","what":"record","seq":{seq},"file":"{}""#, json(file))
             }
             Refusal::File { file } => format!(r#""log":"conflict","what":"file","file":"{}""#, json(file)),
+            Refusal::Unannounced { segment } => {
+                format!(r#""log":"conflict","what":"pruned","segment":{segment}"#)
+            }
+            Refusal::Irreplaceable { file } => {
+                format!(r#""log":"conflict","what":"file pruned","file":"{}""#, json(file))
+            }
             Refusal::Root { size } => format!(r#""log":"conflict","what":"root","size":{size}"#),
         };
         self.tell(&text);
@@ -409,13 +435,14 @@ impl Engine {
         let _ = self.shared.flush(Duration::from_secs(1));
     }
 
-    fn tell(&self, text: &str) -> Option<u64> {
+    pub(super) fn tell(&self, text: &str) -> Option<(u64, String)> {
         // A log that is closed, or closing, takes no more; asked all the same, it would count a record as lost.
         if self.shared.lock().closing {
             return None;
         }
         let leaf = format!(r#"{{{text},"time_unix_ms":{}}}"#, self.shared.now_ms());
-        self.shared.emit(Kind::Publication, Severity::Critical, leaf.as_bytes()).seq()
+        let seq = self.shared.emit(Kind::Publication, Severity::Critical, leaf.as_bytes()).seq()?;
+        Some((seq, leaf))
     }
 }
 

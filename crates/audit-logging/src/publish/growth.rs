@@ -22,6 +22,11 @@ impl Growth {
         self.tree.root()
     }
 
+    /// Adds an entry of which only the hash was kept.
+    pub(crate) fn push_hash(&mut self, hash: Hash) -> Result<(), TreeError> {
+        self.tree.push(hash, &mut |_, _| {})
+    }
+
     /// Adds an entry; hands out every file that became full.
     pub(crate) fn push(&mut self, bytes: &[u8], out: &mut dyn FnMut(TileFile)) -> Result<(), TreeError> {
         self.tree.push(leaf_hash(bytes), &mut |tile, bytes| out((tile, bytes.to_vec())))?;

@@ -11,6 +11,7 @@
 mod engine;
 mod growth;
 mod keyfile;
+mod prune;
 mod publisher;
 mod replay;
 mod store;
@@ -24,6 +25,7 @@ pub use keyfile::{
     KeyFileError, default_origin, generate, next_file, read_signed, read_signer, read_verifier, state_file,
     verifier_file,
 };
+pub use prune::{PruneError, Pruned};
 pub use publisher::Publisher;
 
 use crate::tlog::note::{KeyError, VerifierKey};
@@ -92,6 +94,8 @@ pub struct PublishStatus {
     pub last_failure: Option<String>,
     /// Records that were published and that the log no longer has, because of damage that the log has recorded itself.
     pub missing_in_log: u64,
+    /// Published entries below this place were pruned; 0 if none were.
+    pub minimum_index: u64,
     /// Why nothing is published any more.
     pub refused: Option<Refusal>,
     /// Whether everything that is durable now is signed.
@@ -137,6 +141,22 @@ pub enum Refusal {
     Root {
         /// The size that was signed.
         size: u64,
+    },
+    /// The beginning of the log is missing, and no signed record announces that it was to be removed.
+    #[error(
+        "the log begins with segment {segment} and no signed record says that what was before it was pruned: it was removed otherwise; keep what there is as evidence, compare it with a replica and start a new log with a new key"
+    )]
+    Unannounced {
+        /// The first segment.
+        segment: u64,
+    },
+    /// A published file is missing or damaged, and the records that it was made from were pruned.
+    #[error(
+        "{file} is missing or damaged, and what it was made from was pruned: put it back from a replica, or start a new log with a new key"
+    )]
+    Irreplaceable {
+        /// The published file.
+        file: String,
     },
     /// A witness or a replica has a checkpoint of this log that is larger than the log.
     #[error(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::engine::{Engine, Found, Round};
 use super::keyfile;
+use super::prune::{PruneError, Pruned, Wish};
 use super::replay::Trouble;
 use super::store::Store;
 use super::{AcceptError, Finished, PublishError, PublishOptions, PublishStatus, Refusal};
@@ -20,6 +21,7 @@ use crate::tlog::note::{SigningKey, VerifierKey};
 use crate::tlog::source::DirSource;
 use crate::tlog::tree::{TreeError, root_of};
 use crate::vfs::{Lock, Vfs};
+use crate::walk;
 
 /// The longest wait after failures.
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -38,6 +40,9 @@ struct State {
     ended: bool,
     /// What somebody else found, for the thread to state in the log.
     found: Option<Refusal>,
+    /// What is to be pruned, until it is done.
+    wish: Option<Wish>,
+    pruned: Option<Result<Pruned, PruneError>>,
 }
 
 struct Control {
@@ -79,7 +84,7 @@ fn io_error<'a>(dir: &'a Path, action: &'static str) -> impl Fn(std::io::Error) 
 }
 
 /// What was signed before, by this key or the next.
-fn found(vfs: &dyn Vfs, store: &Store, key_file: &Path) -> Result<Found, PublishError> {
+fn found(vfs: &dyn Vfs, log: &Path, store: &Store, key_file: &Path) -> Result<Found, PublishError> {
     let key = keyfile::read_signer(vfs, key_file)?;
     let origin = key.verifier().name().to_owned();
     // A next key that cannot be used does not stop the publishing; the status tells of it.
@@ -103,8 +108,8 @@ fn found(vfs: &dyn Vfs, store: &Store, key_file: &Path) -> Result<Found, Publish
         signed.push(checkpoint);
     }
     signed.sort_by_key(|signed| signed.size);
-    let minimum = read("minimum-index")?.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok());
-    Ok(Found { key, next, signed, visible, minimum: minimum.unwrap_or(0) })
+    let floor = walk::list(vfs, log).map_err(io_error(log, "listing the log"))?.floor;
+    Ok(Found { key, next, signed, visible, floor })
 }
 
 impl Publisher {
@@ -123,7 +128,7 @@ impl Publisher {
             _ => PublishError::Locked { dir: dir.clone() },
         })?;
         let store = Store::new(Arc::clone(&vfs), &dir);
-        let found = found(&*vfs, &store, &options.key_file)?;
+        let found = found(&*vfs, &shared.dir, &store, &options.key_file)?;
         let engine = Engine::new(Arc::clone(&shared), store.clone(), options.key_file.clone(), found);
         let control = Arc::new(Control {
             state: Mutex::new(State {
@@ -139,6 +144,7 @@ impl Publisher {
                     failures: 0,
                     last_failure: None,
                     missing_in_log: 0,
+                    minimum_index: engine.minimum(),
                     refused: None,
                     caught_up: false,
                 },
@@ -146,6 +152,8 @@ impl Publisher {
                 finishing: false,
                 ended: false,
                 found: None,
+                wish: None,
+                pruned: None,
             }),
             changed: Condvar::new(),
         });
@@ -267,6 +275,36 @@ impl Publisher {
         Err(AcceptError::Refused(refusal))
     }
 
+    /// Gives up records below number `before`, of entries below place `limit`, and returns when that is done. A record
+    /// announces it, a checkpoint covers that record, and only then whole bundles of 256 entries and whole segments are
+    /// removed; so a few more records stay than were asked for. All hashes stay, so every other record can be proven as
+    /// before. Bundles with a record that states a change of key stay too. Until `timeout` is over; then it goes on by itself.
+    ///
+    /// # Errors
+    /// [`PruneError`].
+    pub fn prune(&self, before: u64, limit: u64, timeout: Duration) -> Result<Pruned, PruneError> {
+        let mut state = self.control.lock();
+        if let Some(refusal) = &state.status.refused {
+            return Err(PruneError::Refused(refusal.clone()));
+        }
+        if state.ended || state.finishing {
+            return Err(PruneError::Closed);
+        }
+        state.wish = Some(Wish { before, limit });
+        state.pruned = None;
+        drop(state);
+        self.shared.wake_publisher();
+        let waiting = |state: &mut State| state.pruned.is_none() && !state.ended && state.status.refused.is_none();
+        let state = self.control.lock();
+        let (mut state, _) =
+            self.control.changed.wait_timeout_while(state, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
+        match (state.pruned.take(), &state.status.refused) {
+            (Some(done), _) => done,
+            (None, Some(refusal)) => Err(PruneError::Refused(refusal.clone())),
+            (None, None) => Err(PruneError::Pending),
+        }
+    }
+
     /// Publishes everything that is durable by now, makes the last checkpoint, ends the thread and gives the directory
     /// back; to be called after [`AuditLog::close`], so that the close record is covered. If that takes longer than
     /// `timeout`, it goes on by itself.
@@ -337,6 +375,7 @@ impl Worker {
             };
             let failed = result.is_err();
             let round = self.note(result);
+            self.prune();
             if finishing {
                 // A failing disk is tried a few times more; what is signed then is what there is.
                 attempts = attempts.saturating_add(u32::from(failed || round.odd));
@@ -375,6 +414,21 @@ impl Worker {
         }
     }
 
+    /// Does what was wished for, as far as it can be done now.
+    fn prune(&mut self) {
+        let Some(wish) = self.control.lock().wish else { return };
+        let done = match self.engine.prune(wish) {
+            Ok(None) => return,
+            Ok(Some(pruned)) => Ok(pruned),
+            Err(error) => Err(error),
+        };
+        let mut state = self.control.lock();
+        state.status.minimum_index = self.engine.minimum();
+        (state.wish, state.pruned) = (None, Some(done));
+        drop(state);
+        self.control.changed.notify_all();
+    }
+
     /// Shows in the status what a round came to.
     fn note(&mut self, result: Result<Round, Trouble>) -> Round {
         let mut round = Round { signed: false, more: false, odd: false };
@@ -406,6 +460,7 @@ impl Worker {
         status.signed_root = self.engine.visible_root;
         status.cosigned_size = status.cosigned_size.max(self.engine.cosigned);
         status.missing_in_log = self.engine.missing;
+        status.minimum_index = self.engine.minimum();
         status.caught_up = caught_up && status.refused.is_none();
         status.vkey = self.engine.key().to_string();
         state.keys.clone_from(&self.engine.keys);

@@ -106,6 +106,21 @@ impl Store {
         dirs.iter().try_for_each(|dir| self.vfs.sync_dir(dir))
     }
 
+    /// Removes files of the tree, and directories that are empty then. They stay removed after a power cut.
+    pub(crate) fn remove(&mut self, tiles: &[Tile]) -> io::Result<()> {
+        let mut dirs = BTreeSet::new();
+        for path in tiles.iter().map(|tile| self.dir.join(tile.path())) {
+            self.vfs.remove(&path)?;
+            dirs.insert(parent(&path).to_owned());
+        }
+        dirs.iter().try_for_each(|dir| self.vfs.sync_dir(dir))?;
+        for dir in dirs.iter().filter(|dir| self.vfs.list(dir).is_ok_and(|names| names.is_empty())) {
+            self.made.remove(dir);
+            let _ = self.vfs.remove_dir(dir);
+        }
+        Ok(())
+    }
+
     /// Removes the partial tiles that a full one has replaced. What cannot be removed stays; it does no harm.
     pub(crate) fn remove_partial(&mut self, full: Tile) {
         let mut dir = self.dir.join(full.path()).into_os_string();

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use crate::control::{Absent, Cause};
 use crate::finding::{Violation, What};
+use crate::floor::Floor;
 use crate::frame::{self, Frame, Kind, MAX_LEAF, Parsed};
 use crate::outcome::ReadError;
 use crate::segment::{self, Expect, Item, Next, SEGMENT_HEADER, SegmentHeader};
 use crate::vfs::{self, Access, Vfs};
-use crate::walk::{self, Head, Part, Walk};
+use crate::walk::{self, Head, Listing, Part, Walk};
 
 /// Bytes read at a time: more than the largest frame.
 const CHUNK: usize = 256 << 10;
@@ -71,9 +72,12 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path) -> Self {
+    /// From the first record on, or from where a pruned log begins.
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, floor: Option<&Floor>) -> Self {
         let dir = dir.to_owned();
-        Self { vfs, dir, segment: 0, offset: 0, last_seq: 0, settled: 0, looks: 0, told: Vec::new() }
+        let (segment, last_seq) = floor.map_or((0, 0), |floor| (floor.segment, floor.last_seq));
+        let offset = if segment > 0 { SEGMENT_HEADER as u64 } else { 0 };
+        Self { vfs, dir, segment, offset, last_seq, settled: last_seq, looks: 0, told: Vec::new() }
     }
 
     /// Everything up to this number was handed on, or is damaged.
@@ -98,8 +102,8 @@ impl Tail {
     /// The segments from the present one on, in the order of their links.
     fn walk(&self) -> Result<Walk, ReadError> {
         let io = |source| ReadError::Io { path: self.dir.clone(), source };
-        let (earlier, later): (Vec<u64>, Vec<u64>) =
-            walk::indices(&*self.vfs, &self.dir).map_err(io)?.into_iter().partition(|&index| index < self.segment);
+        let Listing { indices, floor, .. } = walk::list(&*self.vfs, &self.dir).map_err(io)?;
+        let (earlier, later): (Vec<u64>, Vec<u64>) = indices.into_iter().partition(|&index| index < self.segment);
         let mut heads = Vec::with_capacity(later.len());
         for index in later {
             heads.push(match walk::head(&*self.vfs, &self.dir, index) {
@@ -113,7 +117,7 @@ impl Tail {
         named.sort_unstable();
         named.dedup();
         let heads: Vec<Head> = named.into_iter().map(walk::unreadable).chain(heads).collect();
-        Ok(Walk::of(&self.dir, &heads))
+        Ok(Walk::of(&self.dir, &heads, floor))
     }
 
     /// The usual way: frame by frame, from where the last one ended.

@@ -1,0 +1,311 @@
+//! Pruning: records older than some number are given up, on purpose and announced; every hash of the tree stays.
+//!
+//! The order in which things become durable: the record that announces it; a checkpoint that covers that record; the file
+//! `pruned` beside the segments; `minimum-index` beside the checkpoint; then bundles and segments are removed. After a
+//! crash at any point the next start finds either nothing removed, or a file that says what may be missing, and goes on
+//! removing.
+
+use std::sync::Arc;
+
+use super::Refusal;
+use super::engine::Engine;
+use super::growth::Growth;
+use super::replay::Trouble;
+use super::store::{self, Store};
+use super::tail::Tail;
+use crate::control;
+use crate::floor::{self, Floor};
+use crate::frame::{Frame, Kind};
+use crate::segment;
+use crate::tlog::entry::{self, Entry};
+use crate::tlog::tree::{HASH_BYTES, Hash, TILE_WIDTH, Tile};
+use crate::walk;
+
+/// The file that tells other programs what may be missing.
+const MINIMUM: &str = "minimum-index";
+
+/// What came of a pruning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pruned {
+    /// Published entries below this place were given up by now. Their hashes are kept.
+    pub minimum_index: u64,
+    /// The number of the first record that is still published.
+    pub first_seq: u64,
+    /// Entries given up by this pruning; 0 if there was nothing to give up.
+    pub entries: u64,
+    /// The number of the first segment file that is kept.
+    pub first_segment: u64,
+}
+
+/// Why nothing was pruned.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PruneError {
+    /// The log is not published any more.
+    #[error("nothing is pruned in a log that is refused: {0}")]
+    Refused(Refusal),
+    /// The log is closed, or closing.
+    #[error("the log is closed: nothing can be pruned without a record of it; open it and ask again")]
+    Closed,
+    /// The record that announces the pruning did not get into the log.
+    #[error("the record that announces the pruning was lost, so nothing was removed: check the disk and ask again")]
+    NotRecorded,
+    /// It takes longer than the caller waits.
+    #[error("the pruning is not done yet; it goes on by itself, and what is left is removed at the next start")]
+    Pending,
+    /// A file could not be read, written or removed.
+    #[error("the pruning came to a halt: {0}; check the disk, it is taken up again")]
+    Io(String),
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    /// Records below this number may go.
+    pub(crate) before: u64,
+    /// Entries from here on stay.
+    pub(crate) limit: u64,
+}
+
+/// Where a segment begins in the tree.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    segment: u64,
+    index: u64,
+}
+
+/// A pruning in progress.
+struct Announced {
+    floor: Floor,
+    pruned: Pruned,
+    seq: u64,
+    /// The size right behind its record, once that is in the tree.
+    at: Option<u64>,
+}
+
+/// The part of the engine that prunes.
+#[derive(Default)]
+pub(super) struct Pruner {
+    /// Where the log begins now.
+    floor: Option<Floor>,
+    /// Whether the record that announced it was seen.
+    vouched: bool,
+    /// Whether there may be files left of what was given up.
+    dirty: bool,
+    starts: Vec<Start>,
+    announced: Option<Announced>,
+}
+
+impl Pruner {
+    pub(super) fn new(floor: Option<Floor>) -> Self {
+        let dirty = floor.is_some();
+        Self { floor, dirty, ..Self::default() }
+    }
+
+    /// Everything is read anew.
+    pub(super) fn begin_again(&mut self) {
+        self.starts.clear();
+        self.vouched = false;
+        if let Some(announced) = &mut self.announced {
+            announced.at = None;
+        }
+    }
+
+    /// Bundles that end here or before may be missing.
+    pub(super) fn minimum(&self) -> u64 {
+        self.floor.as_ref().map_or(0, |floor| floor.minimum)
+    }
+
+    /// Where the log begins.
+    pub(super) fn floor(&self) -> Option<&Floor> {
+        self.floor.as_ref()
+    }
+
+    /// A record is in the tree, as the last of `size`.
+    pub(super) fn saw(&mut self, frame: &Frame<'_>, segment: u64, size: u64) {
+        if self.starts.last().is_none_or(|start| start.segment != segment) {
+            self.starts.push(Start { segment, index: size.saturating_sub(1) });
+        }
+        self.vouched |= self.floor.as_ref().is_some_and(|floor| floor.is_announced_by(frame));
+        if let Some(announced) = self.announced.as_mut().filter(|new| new.floor.is_announced_by(frame)) {
+            announced.at = Some(size);
+        }
+    }
+
+    /// Everything that was signed was read: the record must have been there.
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        match &self.floor {
+            Some(floor) if !self.vouched => Err(Trouble::Refuse(Refusal::Unannounced { segment: floor.segment })),
+            _ => Ok(()),
+        }
+    }
+
+    /// The tree as it was where the log begins, from the hashes that were kept.
+    pub(super) fn base(&self, target: u64, store: &Store) -> Result<Growth, Trouble> {
+        let mut growth = Growth::default();
+        let Some(floor) = &self.floor else { return Ok(growth) };
+        let lost = |file: String| Trouble::Refuse(Refusal::Irreplaceable { file });
+        if target <= floor.minimum {
+            return Err(lost("checkpoint".to_owned()));
+        }
+        for number in 0..floor.index.div_ceil(TILE_WIDTH) {
+            let tile = Tile::hashes(0, number, TILE_WIDTH as u16);
+            let tile = tile.ok_or_else(|| Trouble::Retry("the log is larger than any log".to_owned()))?;
+            let bytes = store.read(&tile.path())?.filter(|bytes| bytes.len() == HASH_BYTES << 8);
+            let bytes = bytes.ok_or_else(|| lost(tile.path()))?;
+            let most = floor.index.saturating_sub(tile.start());
+            for hash in bytes.chunks_exact(HASH_BYTES).take(usize::try_from(most).unwrap_or(usize::MAX)) {
+                let hash = hash.try_into().map(Hash).map_err(|_| lost(tile.path()))?;
+                growth.push_hash(hash).map_err(|error| Trouble::Retry(error.to_string()))?;
+            }
+        }
+        Ok(growth)
+    }
+}
+
+impl Engine {
+    /// One step towards what is wished for; `None` while there is more to do.
+    pub(crate) fn prune(&mut self, wish: Wish) -> Result<Option<Pruned>, PruneError> {
+        if self.replay.is_some() {
+            return Ok(None);
+        }
+        if self.pruner.announced.is_none() {
+            match self.plan(wish).map_err(|error| PruneError::Io(error.to_string()))? {
+                Plan::Nothing(pruned) => return Ok(Some(pruned)),
+                Plan::Prune(floor, pruned) => self.announce(floor, pruned)?,
+            }
+        }
+        let Some(announced) = &self.pruner.announced else { return Ok(None) };
+        match announced.at {
+            Some(at) if at <= self.visible => {}
+            None if announced.seq < self.tail.settled() => {
+                self.pruner.announced = None;
+                return Err(PruneError::NotRecorded);
+            }
+            _ => return Ok(None),
+        }
+        let (floor, pruned) = (announced.floor.clone(), announced.pruned);
+        let io = |error: std::io::Error| PruneError::Io(error.to_string());
+        let path = self.shared.dir.join(floor::FILE);
+        store::replace(&*self.shared.vfs, &path, &floor.leaf).map_err(io)?;
+        self.pruner.starts.retain(|start| start.segment >= floor.segment);
+        self.pruner = Pruner {
+            floor: Some(floor),
+            vouched: true,
+            dirty: true,
+            starts: std::mem::take(&mut self.pruner.starts),
+            announced: None,
+        };
+        self.clean().map_err(io)?;
+        Ok(Some(pruned))
+    }
+
+    fn announce(&mut self, floor: Floor, pruned: Pruned) -> Result<(), PruneError> {
+        let (seq, leaf) = self.tell(&floor.text(pruned.first_seq)).ok_or(PruneError::Closed)?;
+        let floor = Floor { leaf: leaf.into_bytes(), ..floor };
+        self.pruner.announced = Some(Announced { floor, pruned, seq, at: None });
+        Ok(())
+    }
+
+    fn plan(&self, wish: Wish) -> std::io::Result<Plan> {
+        let before = self.pruner.minimum();
+        let first = self.pruner.starts.first().map_or(1, |start| start.segment);
+        // The last bundle stays, so that there is a record to say where the rest begins.
+        let last = self.visible.saturating_sub(1) / TILE_WIDTH;
+        let wanted = self.first_bundle(wish.before, before / TILE_WIDTH, last)?;
+        let minimum = wanted.min(wish.limit / TILE_WIDTH).saturating_mul(TILE_WIDTH);
+        let at = minimum.max(before);
+        let first_seq = self.bundle(at / TILE_WIDTH)?.map_or(1, |(first, _)| first);
+        let entries = at.saturating_sub(before);
+        let mut pruned = Pruned { minimum_index: at, first_seq, entries, first_segment: first };
+        if entries == 0 {
+            return Ok(Plan::Nothing(pruned));
+        }
+        let begun = Floor { segment: 1, last_seq: 0, index: 0, minimum, leaf: Vec::new() };
+        let mut floor = self.pruner.floor().map_or(begun, |floor| Floor { minimum, ..floor.clone() });
+        let (vfs, dir) = (&*self.shared.vfs, &self.shared.dir);
+        for start in self.pruner.starts.iter().rev().filter(|start| start.index <= minimum) {
+            // What stands before it, as the segment itself says.
+            let head = walk::head(vfs, dir, start.segment).map_err(std::io::Error::other)?;
+            if let Some(link) = head.link.filter(|_| start.segment > floor.segment) {
+                floor = Floor { segment: start.segment, last_seq: link.last_seq, index: start.index, ..floor };
+                break;
+            }
+        }
+        pruned.first_segment = floor.segment;
+        Ok(Plan::Prune(floor, pruned))
+    }
+
+    /// The bundle in which the first record with this number or a higher one lies, from bundle `low` to bundle `high`.
+    fn first_bundle(&self, seq: u64, mut low: u64, mut high: u64) -> std::io::Result<u64> {
+        while low < high {
+            let middle = low.saturating_add(high.saturating_sub(low) / 2);
+            match self.bundle(middle)? {
+                Some((_, last)) if last >= seq => high = middle,
+                Some(_) => low = middle.saturating_add(1),
+                None => return Ok(low),
+            }
+        }
+        Ok(low)
+    }
+
+    /// The first and the last number in a bundle; `None` if it is not there, or no bundle.
+    fn bundle(&self, number: u64) -> std::io::Result<Option<(u64, u64)>> {
+        let width = self.visible.saturating_sub(number.saturating_mul(TILE_WIDTH)).min(TILE_WIDTH);
+        let tile = u16::try_from(width).ok().and_then(|width| Tile::entries(number, width));
+        let bytes = tile.map_or(Ok(None), |tile| self.store.read(&tile.path()))?;
+        let entries = bytes.as_deref().and_then(|bytes| entry::split(bytes).ok()).unwrap_or_default();
+        let number = |bytes: &&[u8]| Entry::parse(bytes).ok().map(|entry| entry.seq);
+        Ok(entries.first().and_then(number).zip(entries.last().and_then(number)))
+    }
+
+    /// Removes what was given up, if any of it is left.
+    pub(super) fn clean(&mut self) -> std::io::Result<()> {
+        let Some(minimum) = self.pruner.floor().map(|floor| floor.minimum).filter(|_| self.pruner.dirty) else {
+            return Ok(());
+        };
+        let text = format!("{minimum}\n");
+        if self.store.read(MINIMUM)?.as_deref() != Some(text.as_bytes()) {
+            self.store.replace(MINIMUM, text.as_bytes())?;
+        }
+        let mut gone = Vec::new();
+        for tile in (0..minimum / TILE_WIDTH).filter_map(|number| Tile::entries(number, TILE_WIDTH as u16)) {
+            let bytes = self.store.read(&tile.path())?;
+            // Whoever follows the keys needs the records that name them.
+            if bytes.is_some_and(|bytes| !names_key(&bytes)) {
+                gone.push(tile);
+            }
+        }
+        self.store.remove(&gone)?;
+        let shared = Arc::clone(&self.shared);
+        let left = walk::list(&*shared.vfs, &shared.dir)?.left;
+        for index in &left {
+            shared.vfs.remove(&segment::path(&shared.dir, *index))?;
+        }
+        if !left.is_empty() {
+            shared.vfs.sync_dir(&shared.dir)?;
+        }
+        self.pruner.dirty = false;
+        Ok(())
+    }
+}
+
+enum Plan {
+    Nothing(Pruned),
+    Prune(Floor, Pruned),
+}
+
+/// Whether a record in the bundle states a change of key. A bundle that cannot be read is kept: it is not understood.
+fn names_key(bundle: &[u8]) -> bool {
+    let Ok(entries) = entry::split(bundle) else { return true };
+    entries.iter().any(|bytes| {
+        Entry::parse(bytes)
+            .map_or(true, |entry| entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key"))
+    })
+}
+
+/// The tail of a log, from where it begins.
+pub(super) fn tail(engine: &Engine) -> Tail {
+    let shared = &engine.shared;
+    Tail::new(Arc::clone(&shared.vfs), &shared.dir, engine.pruner.floor())
+}

@@ -53,6 +53,8 @@ pub struct Record {
 pub struct Report {
     /// Segment files found, the empty spare and unreadable ones included.
     pub segments: u64,
+    /// Records before the first that is kept; they were pruned. 0 if none were.
+    pub pruned: u64,
     /// Valid records, those that the log wrote itself included.
     pub records: u64,
     /// The last record's number; 0 if there is none.
@@ -159,6 +161,7 @@ fn verify_once(vfs: &dyn Vfs, dir: &Path) -> Result<Report, ReadError> {
     let mut report = Report::default();
     let mut walk = Walk::plan(vfs, dir)?;
     report.void_segments = walk.void;
+    report.pruned = walk.floor().map_or(0, |floor| floor.index);
     while let Some(part) = walk.next_part() {
         match part {
             Part::Missing(violation) => report.violation(violation),
@@ -235,6 +238,13 @@ impl Records {
     /// Where the log begins, if it was pruned; before anything was read.
     pub(crate) fn floor(&self) -> Option<&Floor> {
         self.walk.floor()
+    }
+
+    /// Records before the first that is kept, because they were pruned: its place in the published log. 0 if none were.
+    /// To be asked before anything is read.
+    #[must_use]
+    pub fn pruned(&self) -> u64 {
+        self.floor().map_or(0, |floor| floor.index)
     }
 
     fn load(&mut self, expect: Expect, path: &Path) -> Result<(), ReadError> {

@@ -85,6 +85,10 @@ pub const AUDIT_SIGNED_AT: &str = "vram.audit.signed_timestamp";
 pub const AUDIT_SIGNING_REFUSED: &str = "vram.audit.signing_refused";
 /// Attempts to publish the log that failed.
 pub const AUDIT_SIGN_FAILURES: &str = "vram.audit.sign_failures";
+/// Published records that were given up, because they were older than they are to be kept.
+pub const AUDIT_PRUNED: &str = "vram.audit.pruned_records";
+/// Attempts to give up old records that failed.
+pub const AUDIT_PRUNE_FAILURES: &str = "vram.audit.prune_failures";
 /// Signed records that a replica of the log does not have. Label: replica, as on the four that follow.
 pub const AUDIT_REPLICA_LAG: &str = "vram.audit.replica_lag_records";
 /// When a replica last had everything: seconds since 1970, 0 if never.

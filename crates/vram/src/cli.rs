@@ -14,8 +14,8 @@ use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
 pub(crate) use audit::{
-    Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditShow, AuditSubject, AuditVerify, ExportFormat,
-    Filter, Moment, SeverityChoice, Trusted,
+    Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,
+    ExportFormat, Filter, Moment, SeverityChoice, Trusted,
 };
 pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
 pub(crate) use evidence::{EvidenceOptions, ReplicaSection, WitnessSection};

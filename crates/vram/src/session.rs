@@ -141,6 +141,17 @@ impl Trail {
         Ok(opened)
     }
 
+    /// Opens a log that is signed, and nothing less.
+    pub(crate) fn open_signed(global: &Global) -> Result<(Self, Arc<Publisher>), Failure> {
+        let dir = state::audit_dir(global)?;
+        let mut opened = Self::open_at(&dir)?;
+        opened.publish(global, &Cosigners::default())?;
+        match opened.publisher.clone() {
+            Some(publisher) => Ok((opened, publisher)),
+            None => Err(Failure::new("audit-key", "the log is not signed: vram audit keygen makes its key")),
+        }
+    }
+
     /// Begins to sign the log, where it is open and has a key.
     fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;

@@ -5,7 +5,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use audit_logging::publish::{PublishOptions, Publisher};
+use audit_logging::{AuditLog, Clock, Severity};
 use serde_json::Value;
 use support::Home;
 use support::daemon::Daemon;
@@ -59,6 +63,7 @@ fn the_log_is_copied_to_its_last_record_and_a_witness_that_is_down_holds_up_noth
         "vram_audit_signed_timestamp_seconds",
         "vram_audit_signing_refused",
         "vram_audit_sign_failures_total",
+        "vram_audit_pruned_records",
         "vram_audit_replica_lag_records",
         "vram_audit_replica_timestamp_seconds",
         "vram_audit_replica_failures_total",
@@ -121,6 +126,8 @@ fn what_cannot_work_is_said_before_anything_is_loaded() {
         (format!("[audit]\nquorum = 2\n{witness}"), "choose 1 to 1"),
         (format!("[audit]\nquorum = 0\n{witness}"), "choose 1 to 1"),
         ("[[audit.witnesses]]\nurl = \"http://127.0.0.1:9/\"\nvkey = \"x\"\n".to_owned(), "verifier key"),
+        ("[audit]\nkeep = \"4d0\"\n".to_owned(), "whole number"),
+        ("[audit]\nkeep = \"400s\"\n".to_owned(), "400d"),
     ];
     for (text, word) in cases {
         let config = home.file("bad.toml", text.as_bytes());
@@ -133,4 +140,124 @@ fn what_cannot_work_is_said_before_anything_is_loaded() {
     let arguments = ["serve", "--json", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap(), "--socket"];
     let ran = home.run(arguments.into_iter().chain([socket.to_str().unwrap()]));
     ran.failed(1, "audit-key", &["keygen"]);
+}
+
+/// A clock that is so far behind, and stands still.
+#[derive(Debug)]
+struct Behind(Duration);
+
+impl Clock for Behind {
+    fn wall(&self) -> SystemTime {
+        SystemTime::now() - self.0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Writes and signs so many records that are two days old.
+fn write_old(home: &Home, count: u64) {
+    let clock = Arc::new(Behind(Duration::from_secs(48 * 3600)));
+    let options = audit_logging::Options { clock: clock.clone(), segment_bytes: 1 << 16, ..Default::default() };
+    let log = AuditLog::open(&home.audit(), options).unwrap();
+    let publisher = Publisher::start(&log, PublishOptions::new(home.state().join("audit.key"))).unwrap();
+    let ms = clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    for n in 0..count {
+        let leaf = format!(r#"{{"event":"Old","n":{n},"time_unix_ms":{ms},"rest":"{}"}}"#, "x".repeat(200));
+        let _ = log.emit(Severity::Routine, leaf.as_bytes());
+    }
+    let wait = Duration::from_secs(60);
+    assert!(log.close(wait).is_durable());
+    assert!(publisher.finish(wait).caught_up);
+}
+
+fn bundle(home: &Home, number: u64) -> PathBuf {
+    home.audit().join(format!("tlog/tile/entries/{number:03}"))
+}
+
+#[test]
+fn old_records_are_given_up_by_hand_and_the_rest_is_proven_as_before() {
+    let home = Home::new();
+    let vkey = home.json(["audit", "keygen"])["vkey"].as_str().unwrap().to_owned();
+    write_old(&home, 1500);
+    let model = home.file("one.bin", &[7; 100_000]);
+    home.json(["seal", "--format", "raw", model.to_str().unwrap()]);
+    let old = home.path("old.tlog-proof");
+    home.json(["audit", "prove", "700", "--vkey", &vkey, "-o", old.to_str().unwrap()]);
+    let replica = home.path("replica");
+    let copied = std::process::Command::new("cp").arg("-a").arg(home.audit().join("tlog")).arg(&replica).status();
+    assert!(copied.unwrap().success());
+    let verify = || {
+        let verdict = home.json(["audit", "verify", "--vkey", &vkey, "--replica", replica.to_str().unwrap()]);
+        assert_eq!(verdict["intact"], true, "{verdict}");
+        verdict
+    };
+    assert_eq!(verify()["pruned"], 0);
+
+    // Which records must be said, and of what.
+    assert_eq!(home.run(["audit", "prune"]).code, 2);
+    assert_eq!(home.run(["audit", "prune", "--before", "9", "--older-than", "1d"]).code, 2);
+    let none = home.path("nothing-here");
+    let ran = home.run(["audit", "prune", "--json", "--before", "9", "--audit-dir", none.to_str().unwrap()]);
+    ran.failed(1, "audit", &["nothing has been recorded"]);
+    assert!(!none.exists());
+    assert_eq!(home.json(["audit", "prune", "--older-than", "3d"])["pruned"], 0, "none is as old as that");
+
+    let pruned = home.json(["audit", "prune", "--before", "800", "--replica", replica.to_str().unwrap()]);
+    assert_eq!((&pruned["pruned"], &pruned["minimum_index"]), (&768.into(), &768.into()), "{pruned}");
+    assert!(!bundle(&home, 0).exists() && bundle(&home, 3).exists());
+    let verdict = verify();
+    assert!(verdict["pruned"].as_u64() > Some(0) && verdict["pruned"].as_u64() <= Some(768), "{verdict}");
+    // The rest goes too, up to what was written today; the copy has everything still.
+    let pruned = home.json(["audit", "prune", "--older-than", "1d"]);
+    assert!(pruned["first_seq"].as_u64() > Some(1200), "{pruned}");
+    verify();
+    let told = home.run(["audit", "verify", "--vkey", &vkey]).stdout;
+    assert!(told.contains("that were pruned") && told.contains("their hashes are kept"), "{told}");
+    home.json(["audit", "check-proof", old.to_str().unwrap(), "--vkey", &vkey]);
+    let proof = home.path("p");
+    let prove = |place: &str| {
+        home.run(["audit", "prove", "700", place, "--vkey", &vkey, "--json", "-o", proof.to_str().unwrap()])
+    };
+    prove(home.audit().to_str().unwrap()).failed(1, "audit", &["was pruned", "replica"]);
+    assert_eq!(prove(replica.to_str().unwrap()).code, 0);
+    // What is exported knows its place.
+    let line = home.run(["audit", "export", "--format", "ndjson"]).stdout.lines().last().unwrap().to_owned();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let index = line["tree_index"].as_u64().unwrap();
+    let proven =
+        home.json(["audit", "prove", &line["seq"].to_string(), "--vkey", &vkey, "-o", proof.to_str().unwrap()]);
+    assert_eq!(proven["tree_index"], index);
+    assert_eq!(home.json(["audit", "verify", replica.to_str().unwrap(), "--vkey", &vkey])["intact"], true);
+    // A copy that contradicts the log stops everything; one that is behind keeps what it lacks.
+    let other = Home::new();
+    other.json(["audit", "keygen"]);
+    write_old(&other, 10);
+    let theirs = other.audit().join("tlog");
+    let ran = home.run(["audit", "prune", "--json", "--before", "1400", "--replica", theirs.to_str().unwrap()]);
+    ran.failed(3, "audit", &[]);
+}
+
+#[test]
+fn the_daemon_keeps_records_as_long_as_it_is_told_and_its_replicas_have_them() {
+    let home = Home::new();
+    home.json(["audit", "keygen"]);
+    write_old(&home, 1000);
+    let (config, replica) = config(&home);
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("[audit]\nkeep = \"1d\"\n{text}")).unwrap();
+    let mut daemon = Daemon::start(&home, &["--config", config.to_str().unwrap()]);
+    home.run(["audit", "prune", "--json", "--before", "500"]).failed(1, "audit", &["process"]);
+    daemon.until("old records are given up", |status| evidence(status)["pruned_records"] == 768);
+    assert!(!bundle(&home, 2).exists());
+    daemon.until("the metrics say so", |_| daemon.get("/metrics").body.contains("vram_audit_pruned_records 768"));
+    // The copy that was complete before goes on.
+    daemon.until("the replica has everything", |status| {
+        evidence(status)["replicas"][0]["lag_records"] == 0 && evidence(status)["replicas"][0]["state"] == "working"
+    });
+    daemon.stop();
+    assert!(replica.join("tile/entries/000").exists());
+    let verdict = home.json(["audit", "verify", "--replica", replica.to_str().unwrap()]);
+    assert_eq!((&verdict["intact"], &verdict["published"]["violations_total"]), (&true.into(), &0.into()), "{verdict}");
 }

@@ -260,7 +260,8 @@ fn entries_that_are_gone_are_missing_whatever_an_unsigned_file_says() {
     fs::write(published(&home).join("minimum-index"), "256\n").unwrap();
     let ran = verify();
     ran.failed(3, "audit", &[]);
-    assert_eq!(ran.object()["published"]["violations"][0]["file"], "minimum-index");
+    assert_eq!(ran.object()["published"]["violations"][0]["file"], "tile/entries/000");
+    assert_eq!(ran.object()["published"]["violations"][1]["file"], "minimum-index");
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(crate) enum Audit {
     CheckProof(AuditCheckProof),
     /// Print the records for a SIEM: OCSF events, or the records themselves, one JSON object a line.
     Export(AuditExport),
+    /// Give up old records, announced and signed; the proofs of everything else stay. Asks for a signed log.
+    Prune(AuditPrune),
     /// Print how the log names a user of this machine, to search for with `audit show --actor`.
     Subject(AuditSubject),
 }
@@ -121,6 +123,20 @@ pub(crate) struct AuditExport {
     pub(crate) format: ExportFormat,
     #[command(flatten)]
     pub(crate) filter: Filter,
+}
+
+/// `vram audit prune`
+#[derive(Debug, Args)]
+pub(crate) struct AuditPrune {
+    /// Records below this number.
+    #[arg(long, value_name = "SEQ", required_unless_present = "older_than", conflicts_with = "older_than")]
+    pub(crate) before: Option<u64>,
+    /// Records older than this, such as 400d: everything before the first that is younger.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) older_than: Option<Age>,
+    /// A copy of the published log: a directory or URL. What it does not have yet is kept.
+    #[arg(long = "replica", value_name = "DIR|URL")]
+    pub(crate) replicas: Vec<String>,
 }
 
 /// `vram audit subject`

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::audit::Age;
 use super::daemon::{Period, text};
 
 /// `[audit]`
@@ -12,6 +13,9 @@ use super::daemon::{Period, text};
 pub(crate) struct EvidenceOptions {
     /// The key that signs the log, as the flag --audit-key.
     pub(crate) key: Option<PathBuf>,
+    /// How long records are kept, such as 400d; the log prunes itself [default: for ever].
+    #[serde(deserialize_with = "text")]
+    pub(crate) keep: Option<Age>,
     /// How many of the witnesses have to cosign a checkpoint [default: all].
     pub(crate) quorum: Option<usize>,
     /// `[[audit.replicas]]`

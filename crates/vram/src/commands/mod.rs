@@ -1,6 +1,6 @@
 //! One module for each command.
 
-mod audit;
+pub(crate) mod audit;
 mod bench;
 mod control;
 mod demo;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use audit_logging::publish::Publisher;
+use audit_logging::publish::{PruneError, Pruned, Publisher};
 use audit_replication::{
     Location, Observer, Options, Published, ReplicaOptions, ReplicaStatus, Replication, State, Status, StoreOptions,
     Witness, WitnessOptions, WitnessStatus,
@@ -20,6 +20,10 @@ use crate::session::{Cosigners, Trail};
 
 /// How long the end of the daemon waits for stores and witnesses.
 const FINISH: Duration = Duration::from_secs(5);
+/// How long a pruning is waited for; it goes on by itself.
+const PRUNING: Duration = Duration::from_secs(600);
+/// Less is a slip of the pen.
+const LEAST_KEPT: Duration = Duration::from_secs(3600);
 
 /// The section `[audit]`, understood: whatever is wrong with it is said before a model is loaded.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(super) struct Plan {
     replicas: Vec<ReplicaOptions>,
     witnesses: Vec<Witness>,
     cosigners: Cosigners,
+    /// How long records are kept; for ever without.
+    keep: Option<Duration>,
 }
 
 impl Plan {
@@ -43,15 +49,23 @@ impl Plan {
             )));
         }
         let keys = witnesses.iter().map(|witness| witness.key().clone()).collect();
-        Ok(Self { replicas, witnesses, cosigners: Cosigners { keys, quorum } })
+        let keep = options.keep.map(|keep| keep.0);
+        if keep.is_some_and(|keep| keep < LEAST_KEPT) {
+            return Err(Failure::usage("[audit] keep is how long records are kept, an hour at least, such as 400d"));
+        }
+        Ok(Self { replicas, witnesses, cosigners: Cosigners { keys, quorum }, keep })
     }
 
     pub(super) fn cosigners(&self) -> &Cosigners {
         &self.cosigners
     }
 
+    pub(super) fn keep(&self) -> Option<Duration> {
+        self.keep
+    }
+
     fn is_empty(&self) -> bool {
-        self.replicas.is_empty() && self.witnesses.is_empty()
+        self.replicas.is_empty() && self.witnesses.is_empty() && self.keep.is_none()
     }
 }
 
@@ -91,13 +105,13 @@ impl Evidence {
                 }
                 (false, Some(_)) => Err(Failure::new(
                     "audit-key",
-                    "replicas and witnesses are for a signed log, and this one has no key: vram audit keygen makes it",
+                    "replicas, witnesses and pruning are for a signed log, and this one has no key: vram audit keygen makes it",
                 )),
             };
         };
         describe();
         let publisher = Arc::clone(publisher);
-        let replication = match plan.is_empty() {
+        let replication = match plan.replicas.is_empty() && plan.witnesses.is_empty() {
             true => None,
             false => {
                 let node = Published::new(log.clone(), Arc::clone(&publisher));
@@ -125,6 +139,7 @@ impl Evidence {
         let status = self.publisher.status();
         gauge(names::AUDIT_SIGNED, status.signed_size);
         metrics::gauge!(names::AUDIT_SIGNED_AT).set(seconds(status.last_signed_at));
+        gauge(names::AUDIT_PRUNED, status.minimum_index);
         gauge(names::AUDIT_SIGNING_REFUSED, status.refused.is_some().into());
         metrics::counter!(names::AUDIT_SIGN_FAILURES).absolute(status.failures);
         if let Some(status) = self.replication.as_ref().map(Replication::status).filter(|status| status.quorum > 0) {
@@ -140,12 +155,20 @@ impl Evidence {
             origin: signed.origin,
             vkey: signed.vkey,
             signed_records: signed.signed_size,
+            pruned_records: signed.minimum_index,
             refused: signed.refused.map(|refusal| refusal.to_string()),
             replicas: elsewhere.replicas.into_iter().map(view_of_replica).collect(),
             witnesses: elsewhere.witnesses.into_iter().map(view_of_witness).collect(),
             quorum: elsewhere.quorum,
             cosigned_records: signed.cosigned_size,
         }
+    }
+
+    /// Gives up the records below this number, as far as every replica has them.
+    pub(super) fn prune(&self, before: u64) -> Result<Pruned, PruneError> {
+        let replicas = self.replication.as_ref().map(|replication| replication.status().replicas).unwrap_or_default();
+        let limit = replicas.iter().map(|replica| replica.size).min().unwrap_or(u64::MAX);
+        self.publisher.prune(before, limit, PRUNING)
     }
 
     /// To be called after the log was closed and its last checkpoint published. What does not get away in time gets away
@@ -265,6 +288,8 @@ fn describe() {
     gauge(names::AUDIT_SIGNED, Unit::Count, "Records that the newest signed checkpoint covers.");
     gauge(names::AUDIT_SIGNED_AT, Unit::Seconds, "When the newest checkpoint was signed, in seconds since 1970.");
     gauge(names::AUDIT_SIGNING_REFUSED, Unit::Count, "1 where the log contradicts what was signed of it.");
+    gauge(names::AUDIT_PRUNED, Unit::Count, "Published records that were given up, as the configuration says.");
+    counter(names::AUDIT_PRUNE_FAILURES, Unit::Count, "Attempts to give up old records that failed.");
     counter(names::AUDIT_SIGN_FAILURES, Unit::Count, "Attempts to publish the log that failed.");
     gauge(names::AUDIT_REPLICA_LAG, Unit::Count, "Signed records that a replica does not have.");
     gauge(names::AUDIT_REPLICA_AT, Unit::Seconds, "When a replica last had everything, in seconds since 1970.");

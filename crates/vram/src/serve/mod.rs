@@ -14,6 +14,7 @@ mod http;
 mod openapi;
 mod registry;
 mod report;
+mod retention;
 mod routes;
 mod socket;
 mod telemetry;
@@ -38,6 +39,7 @@ use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
 use self::config::Settings;
 use self::evidence::Evidence;
 use self::registry::Registry;
+use self::retention::Retention;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
 use crate::jobs::{self, check_room, choose_device, count, progress_bar};
@@ -118,6 +120,9 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let subject_key = subject_key(out);
     let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
 
+    let keep = settings.evidence.keep().zip(evidence.clone());
+    let retention = keep.map(|(keep, evidence)| Retention::start(evidence, trail.dir.clone(), keep)).transpose()?;
+
     let loaded = load_all(&registry, jobs, &asked, out);
     let stopped = *asked.borrow();
     if loaded.is_err() || stopped.is_some() {
@@ -156,7 +161,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;
     });
     runtime.shutdown_timeout(DRAIN);
-    drop(control);
+    drop((control, retention));
     close(&registry, trail, evidence.as_deref(), why.reason(), out)?;
     match why {
         Why::Asked(_) => Ok(()),

@@ -55,6 +55,8 @@ pub(crate) struct EvidenceView {
     pub(crate) origin: String,
     pub(crate) vkey: String,
     pub(crate) signed_records: u64,
+    /// Of these, how many were given up as too old.
+    pub(crate) pruned_records: u64,
     /// Why nothing more is signed, where that is so.
     pub(crate) refused: Option<String>,
     pub(crate) replicas: Vec<ElsewhereView>,

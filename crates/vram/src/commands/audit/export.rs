@@ -28,8 +28,9 @@ pub(super) fn run(options: &AuditExport, dir: &Path, out: &Out) -> Result<(), Fa
     // Whatever was asked for: what comes out is JSON.
     let out = &out.for_programs();
     let wanted = Wanted::of(&options.filter);
-    let (mut index, mut violations) = (Some(0_u64), 0_u64);
-    for item in read(dir, reader::records(dir))? {
+    let records = read(dir, reader::records(dir))?;
+    let (mut index, mut violations) = (Some(records.pruned()), 0_u64);
+    for item in records {
         let record = match item {
             Ok(record) => record,
             Err(ReadError::Violation(violation)) => {

@@ -7,6 +7,7 @@ mod keys;
 mod ocsf;
 mod place;
 mod proof;
+mod prune;
 mod show;
 mod signed;
 mod subject;
@@ -35,6 +36,7 @@ pub(super) fn run(audit: &Audit, global: &Global, out: &Out) -> Result<(), Failu
         Audit::Keygen(options) => keygen::run(options, global, out),
         Audit::Prove(options) => proof::prove(options, global, out),
         Audit::CheckProof(options) => proof::check(options, out),
+        Audit::Prune(options) => prune::run(options, global, out),
         Audit::Subject(options) => subject::run(options, out),
     }
 }
@@ -64,6 +66,8 @@ fn read<T>(dir: &Path, read: Result<T, ReadError>) -> Result<T, Failure> {
 fn directory(named: Option<&Path>, global: &Global) -> Result<PathBuf, Failure> {
     named.map_or_else(|| state::audit_dir(global), |dir| Ok(dir.to_owned()))
 }
+
+pub(crate) use prune::first_younger;
 
 /// The names of the events in a log, oldest first, from behind a record on.
 pub(super) fn events_after(dir: &Path, seq: u64) -> Result<impl Iterator<Item = Result<String, ReadError>>, Failure> {

@@ -97,11 +97,15 @@ fn look_up(source: &dyn Source, size: u64, seq: u64) -> Result<(u64, Vec<u8>), F
     let absent = |what: &str| Failure::new("audit", format!("record {seq} {what}"));
     // The record with this number has as many before it as there are smaller numbers, or fewer.
     let (mut low, mut high) = (0, size.min(seq).div_ceil(TILE_WIDTH));
-    let mut guess = high.saturating_sub(1);
+    let (mut guess, mut gone) = (high.saturating_sub(1), false);
     while low < high {
         let bundle = read_bundle(source, size, guess)?;
         let Some(bundle) = bundle else {
-            return Err(absent("is in a part of the log that was pruned or is missing; ask for an older copy"));
+            // What was pruned is at the beginning.
+            gone = true;
+            low = guess.saturating_add(1);
+            guess = low.saturating_add(high.saturating_sub(low) / 2);
+            continue;
         };
         let entries = entry::split(&bundle).map_err(|error| damaged(&error.to_string()))?;
         let number =
@@ -122,6 +126,11 @@ fn look_up(source: &dyn Source, size: u64, seq: u64) -> Result<(u64, Vec<u8>), F
             return Err(absent("does not exist: the log says itself that this number carries none"));
         }
         guess = low.saturating_add(high.saturating_sub(low) / 2);
+    }
+    if gone {
+        return Err(absent(
+            "was pruned, or is missing; a replica that still has it can prove it: name it behind the number",
+        ));
     }
     Err(absent("is not published: it is above the last signed one, or there is none of this number"))
 }

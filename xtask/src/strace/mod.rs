@@ -1,4 +1,4 @@
-//! Faults at every system call: `vram seal` is run again and again under strace, and each time another call on the files of
+//! Faults at every system call: `vram seal`, or `vram audit prune`, is run again and again under strace, and each time another call on the files of
 //! its log fails or is its last. Whatever the call and the fault, the log must then hold all that was said to be in it, and
 //! `vram audit verify` must find no violation where nobody violated anything.
 
@@ -30,7 +30,7 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let strace = debian::program(ctx, "strace", "usr/bin/strace")?;
     run(ctx.cargo().args(["build", "-p", "vram"]))?;
     ensure!(is_disk(ctx)?, "the target directory is in memory, where no sync can fail; set CARGO_TARGET_DIR to a disk");
-    let starts = [Before::Closed, Before::Killed, Before::NoLog];
+    let starts = [Before::Closed, Before::Killed, Before::NoLog, Before::Old];
     let begun = Instant::now();
     let strace = strace.as_path();
     let tables = std::thread::scope(|scope| {
@@ -210,7 +210,7 @@ fn keep(ctx: &Ctx, all: bool, time: Duration, tables: &[String]) -> Result<()> {
     Ok(())
 }
 
-const ABOUT: &str = "`vram seal` runs once under\n\
+const ABOUT: &str = "`vram seal`, or `vram audit prune` where old records are to go, runs once under\n\
     strace, which counts the calls on everything in its state directory; then once for each of them and each fault that it can\n\
     meet. After each run `vram audit verify` must find no violation, all records that were there before or that the run said\n\
     were durable, and the checkpoints seen so far to be part of the log; one more plain run must then be recorded and signed\n\

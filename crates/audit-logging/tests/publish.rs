@@ -7,8 +7,10 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use audit_logging::evidence::What;
-use audit_logging::publish::{self, AcceptError, KeyFileError, PublishError, PublishOptions, Publisher, Refusal};
+use audit_logging::evidence::{self, Question, What};
+use audit_logging::publish::{
+    self, AcceptError, KeyFileError, PublishError, PublishOptions, Publisher, Refusal, SignedState,
+};
 use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::entry::Entry;
 use audit_logging::tlog::note::{SignedNote, SigningKey, VerifierKey};
@@ -70,7 +72,7 @@ fn what_is_durable_is_published_signed_and_provable() {
     }
     let signed = checkpoint(&vfs, &key);
     assert_eq!((signed.size, signed.origin.as_str(), signed.root), (702, ORIGIN, status.signed_root));
-    assert_eq!(publish::read_signed(&vfs, &key_file()).unwrap(), Some(signed));
+    assert_eq!(publish::read_signed(&vfs, &key_file()).unwrap(), Some(SignedState { checkpoint: signed, seen: true }));
     assert_eq!(vfs.bytes(&tlog_dir().join("vkey")), format!("{key}\n").into_bytes());
     for index in [0, 255, 256, 701] {
         let proof = proof::prove(&source(&vfs), std::slice::from_ref(&key), index).unwrap();
@@ -447,6 +449,57 @@ fn a_critical_record_is_published_at_once_and_silence_is_broken_by_a_heartbeat()
     publisher.wait_beyond(size, WAIT).unwrap();
     let last = records(&vfs).pop().unwrap();
     assert!(last.kind == Kind::Publication && last.leaf.starts_with(b"{\"log\":\"heartbeat\",\"size\":6,"), "{last:?}");
+}
+
+/// As whoever verifies on the log's own machine does it, with what is kept beside the key.
+fn verify_at_home(vfs: &MemVfs, key: &VerifierKey) -> Vec<What> {
+    let (source, dir, keys) = (source(vfs), dir(), [key.clone()]);
+    let mut question = Question::new(&source, &keys);
+    question.wal = Some((Arc::new(vfs.clone()), &dir));
+    let state = publish::read_signed(vfs, &key_file()).unwrap();
+    question.last_signed = state.map(|state| ("audit.key.state".to_owned(), state));
+    evidence::verify(&question).unwrap().violations.into_iter().map(|violation| violation.what).collect()
+}
+
+#[test]
+fn a_first_publication_may_end_anywhere_and_a_checkpoint_that_was_seen_is_missed() {
+    let base = MemVfs::default();
+    let log = AuditLog::open(&dir(), options(&base, 8192)).unwrap();
+    for n in 0..700 {
+        let _ = log.emit(Severity::Routine, &leaf(n, 100));
+    }
+    assert!(log.close(WAIT).is_durable());
+    let key = make_key(&base);
+    let (mut without, mut done) = (0, false);
+    for call in (1..).step_by(3) {
+        let vfs = base.copy();
+        let log = AuditLog::open(&dir(), options(&vfs, 8192)).unwrap();
+        vfs.plan([Plan { at: call, fault: Fault::PowerCut, span: u64::MAX, only: None }]);
+        let publisher = Publisher::start(&log, publish_options());
+        until("it is cut, or done", || {
+            done = publisher.as_ref().is_ok_and(|publisher| publisher.status().caught_up);
+            done || vfs.is_cut()
+        });
+        drop((publisher, log));
+        if done {
+            break;
+        }
+        for left in [vfs.after_power_cut(call), vfs.copy()] {
+            let begun = left.paths().iter().any(|path| path.starts_with(tlog_dir().join("tile")));
+            let signed = left.paths().contains(&tlog_dir().join("checkpoint"));
+            if begun || signed {
+                without += u64::from(!signed);
+                assert_eq!(verify_at_home(&left, &key), [], "call {call}");
+            }
+        }
+    }
+    assert!(done && without > 5, "{without}");
+    session(&base, 1 << 20, 3);
+    assert_eq!(verify_at_home(&base, &key), []);
+    base.delete(&tlog_dir().join("checkpoint"));
+    assert_eq!(verify_at_home(&base, &key)[0], What::NoCheckpoint);
+    base.delete(&publish::state_file(&key_file()));
+    assert_eq!(verify_at_home(&base, &key)[0], What::NoCheckpoint);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use verify::verify;
 
-use crate::tlog::checkpoint::Checkpoint;
+use crate::publish::SignedState;
 use crate::tlog::note::{Verified, VerifierKey};
 use crate::tlog::source::{Source, SourceError};
 use crate::tlog::tree::Hash;
@@ -65,10 +65,9 @@ pub struct Question<'a> {
     pub wal: Option<(Arc<dyn Vfs>, &'a Path)>,
     /// What others hold, each with a name for the report.
     pub held: Vec<(String, Held<'a>)>,
-    /// What the log's own machine keeps beside the key as signed last (size 0 if nothing was signed yet), and the name of
-    /// that file for the report. It is durable before the checkpoint is there, so the end of a process in between leaves it
+    /// What the log's own machine keeps beside the key as signed last, and the name of that file for the report. It is durable before the checkpoint is there, so the end of a process in between leaves it
     /// ahead. That is no violation where the log's own segments give this root.
-    pub last_signed: Option<(String, Checkpoint)>,
+    pub last_signed: Option<(String, SignedState)>,
     /// The time now, in seconds since 1970, to find cosignatures from the future.
     pub now: Option<u64>,
     /// Threads that read and hash. Default 2.

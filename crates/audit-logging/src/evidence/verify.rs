@@ -12,7 +12,7 @@ use crate::control;
 use crate::floor::Floor;
 use crate::frame::Kind;
 use crate::tlog::entry::{self, Entry};
-use crate::tlog::source::{Source, SourceError};
+use crate::tlog::source::SourceError;
 use crate::tlog::tree::{Hash, MAX_SIZE, TILE_WIDTH, Tile, Tree, TreeError, read_tile, tile_hash};
 
 /// Bundles and tiles missing one after the other, after which nobody looks for more.
@@ -85,7 +85,8 @@ fn verify_once(question: &Question<'_>) -> Result<Report, EvidenceError> {
 
 /// How many records the log's own segments have behind what was published, and whether they are those signed last.
 fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wal>, report: &mut Report) -> u64 {
-    let last = question.last_signed.as_ref().filter(|(_, last)| last.size > size);
+    let kept_last = question.last_signed.as_ref();
+    let last = kept_last.map(|(file, last)| (file, &last.checkpoint)).filter(|(_, last)| last.size > size);
     let mut tree = tree.filter(|_| last.is_some());
     let mut kept = false;
     let behind = wal.map_or(0, |wal| {
@@ -105,25 +106,10 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
             report.add(Violation { what, record: None, index: Some(size), file, detail });
         }
         // The process ended before its very first checkpoint.
-        _ if size == 0
-            && question.last_signed.as_ref().is_some_and(|(_, last)| is_begun(question.source, last.size)) =>
-        {
-            report.withdraw(What::NoCheckpoint);
-        }
+        _ if size == 0 && kept_last.is_some_and(|(_, last)| !last.seen) => report.withdraw(What::NoCheckpoint),
         _ => {}
     }
     behind
-}
-
-/// Whether what is published can be the beginning of a very first publication: of a second one, or of a log that has
-/// outgrown its first bundle, more is there. What was signed already has its bundle.
-fn is_begun(source: &dyn Source, signed: u64) -> bool {
-    let is_there = |width: &u64| {
-        let tile = u16::try_from(*width).ok().and_then(|width| Tile::entries(0, width));
-        tile.is_some_and(|tile| !matches!(source.get(&tile.path()), Ok(None)))
-    };
-    let partial: Vec<u64> = (1..TILE_WIDTH).filter(is_there).take(2).collect();
-    !is_there(&TILE_WIDTH) && partial.len() < 2 && (signed == 0 || partial == [signed])
 }
 
 struct Flow<'a> {

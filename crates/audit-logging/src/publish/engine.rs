@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::growth::{Growth, TileFile};
+use super::keyfile::SignedState;
 use super::prune::{self, Pruner};
 use super::replay::{Replay, Trouble};
-use super::store::{self, Store};
+use super::store::Store;
 use super::tail::{Piece, Reached, Tail};
 use super::{Refusal, json, keyfile};
 use crate::control;
@@ -68,6 +69,8 @@ pub(crate) struct Engine {
     files: Vec<TileFile>,
     /// The largest state that was signed, durably noted beside the key.
     pub(crate) signed: Checkpoint,
+    /// What is kept beside the key.
+    kept: Option<SignedState>,
     /// Size and root of the checkpoint that can be seen.
     pub(crate) visible: u64,
     pub(crate) visible_root: Hash,
@@ -89,6 +92,8 @@ pub(crate) struct Found {
     pub(crate) next: Option<SigningKey>,
     /// What was signed, newest last.
     pub(crate) signed: Vec<Checkpoint>,
+    /// What is kept beside the key of that.
+    pub(crate) kept: Option<SignedState>,
     pub(crate) visible: Option<Checkpoint>,
     /// Where the log begins, if it was pruned.
     pub(crate) floor: Option<Floor>,
@@ -112,6 +117,7 @@ impl Engine {
             growth: Growth::default(),
             files: Vec::new(),
             signed,
+            kept: found.kept,
             visible: found.visible.as_ref().map_or(0, |visible| visible.size),
             visible_root: found.visible.map_or(Hash::EMPTY_TREE, |visible| visible.root),
             cosigned: 0,
@@ -320,13 +326,17 @@ impl Engine {
         if size == self.signed.size && root != self.signed.root {
             return Err(Trouble::Refuse(Refusal::Root { size }));
         }
+        if self.kept.is_none() && self.visible == 0 {
+            // From here on files without a checkpoint are the beginning of a first publication, and nothing else.
+            self.keep(&Checkpoint { size: 0, root: Hash::EMPTY_TREE, ..self.signed.clone() })?;
+        }
         let partial = self.growth.partial(self.written);
         let files: Vec<(String, &[u8])> =
             self.files.iter().chain(&partial).map(|(tile, bytes)| (tile.path(), bytes.as_slice())).collect();
         self.store.write_all(&files)?;
         let checkpoint = Checkpoint { origin: self.signed.origin.clone(), size, root };
         if size > self.signed.size {
-            store::replace(&*self.shared.vfs, &keyfile::state_file(&self.key_file), checkpoint.to_string().as_bytes())?;
+            self.keep(&checkpoint)?;
             self.signed = checkpoint.clone();
         }
         let text = checkpoint.to_string();
@@ -341,12 +351,23 @@ impl Engine {
         self.store.replace("checkpoint", &note)?;
         (self.visible, self.visible_root) = (size, root);
         self.written = size;
+        if self.kept.as_ref().is_some_and(|kept| !kept.seen) {
+            self.keep(&checkpoint)?;
+        }
         if self.is_rotating() {
             self.turn()?;
         }
         for (tile, _) in std::mem::take(&mut self.files) {
             self.store.remove_partial(tile);
         }
+        Ok(())
+    }
+
+    /// Keeps beside the key what is signed, before it can be seen.
+    fn keep(&mut self, signed: &Checkpoint) -> Result<(), Trouble> {
+        let state = SignedState { checkpoint: signed.clone(), seen: self.visible > 0 };
+        state.write(&*self.shared.vfs, &self.key_file)?;
+        self.kept = Some(state);
         Ok(())
     }
 

@@ -187,19 +187,40 @@ pub(crate) fn read_next(vfs: &dyn Vfs, key_file: &Path, origin: &str) -> Result<
     Ok(Some(key))
 }
 
-/// The largest state ever signed with this key, or one before it; `None` if nothing was.
+/// What is kept beside a key of what was signed with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedState {
+    /// The largest state ever signed, with this key or one before it; of size 0 where the first was about to be.
+    pub checkpoint: Checkpoint,
+    /// Whether a checkpoint could be seen by then: if there is none any more, somebody took it away.
+    pub seen: bool,
+}
+
+/// The last line of the file, where a checkpoint could be seen.
+const SEEN: &str = "seen\n";
+
+impl SignedState {
+    pub(crate) fn write(&self, vfs: &dyn Vfs, key_file: &Path) -> io::Result<()> {
+        let text = format!("{}{}", self.checkpoint, if self.seen { SEEN } else { "" });
+        store::replace(vfs, &state_file(key_file), text.as_bytes())
+    }
+}
+
+/// What was signed with this key, or one before it; `None` if the log was never published.
 ///
 /// # Errors
 /// [`KeyFileError`].
-pub fn read_signed(vfs: &dyn Vfs, key_file: &Path) -> Result<Option<Checkpoint>, KeyFileError> {
+pub fn read_signed(vfs: &dyn Vfs, key_file: &Path) -> Result<Option<SignedState>, KeyFileError> {
     let path = state_file(key_file);
     let bytes = match read(vfs, &path, false) {
         Ok(bytes) => bytes,
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let signed = Checkpoint::parse(std::str::from_utf8(&bytes).unwrap_or_default());
-    signed.map(Some).map_err(|_| KeyFileError::State { path })
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let (text, seen) = text.strip_suffix(SEEN).map_or((text, false), |text| (text, true));
+    let checkpoint = Checkpoint::parse(text).map_err(|_| KeyFileError::State { path })?;
+    Ok(Some(SignedState { checkpoint, seen }))
 }
 
 /// Makes the next key the key, durably.

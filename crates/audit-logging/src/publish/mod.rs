@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime};
 
 pub(crate) use engine::key_in;
 pub use keyfile::{
-    KeyFileError, default_origin, generate, next_file, read_signed, read_signer, read_verifier, state_file,
-    verifier_file,
+    KeyFileError, SignedState, default_origin, generate, next_file, read_signed, read_signer, read_verifier,
+    state_file, verifier_file,
 };
 pub use prune::{PruneError, Pruned};
 pub use publisher::Publisher;

@@ -89,13 +89,15 @@ fn found(vfs: &dyn Vfs, log: &Path, store: &Store, key_file: &Path) -> Result<Fo
     let origin = key.verifier().name().to_owned();
     // A next key that cannot be used does not stop the publishing; the status tells of it.
     let next = keyfile::read_next(vfs, key_file, &origin).ok().flatten();
-    let mut signed = Vec::new();
+    let (mut signed, mut kept) = (Vec::new(), None);
     let foreign = |file: PathBuf, reason: String| PublishError::Foreign { file, reason };
     if let Some(state) = keyfile::read_signed(vfs, key_file)? {
-        if state.origin != origin {
-            return Err(foreign(keyfile::state_file(key_file), format!("it is of the log {:?}", state.origin)));
+        let theirs = &state.checkpoint.origin;
+        if *theirs != origin {
+            return Err(foreign(keyfile::state_file(key_file), format!("it is of the log {theirs:?}")));
         }
-        signed.push(state);
+        signed.push(state.checkpoint.clone());
+        kept = Some(state);
     }
     let read = |name: &str| store.read(name).map_err(io_error(store.dir(), "reading what was published"));
     let mut visible = None;
@@ -109,7 +111,7 @@ fn found(vfs: &dyn Vfs, log: &Path, store: &Store, key_file: &Path) -> Result<Fo
     }
     signed.sort_by_key(|signed| signed.size);
     let floor = walk::list(vfs, log).map_err(io_error(log, "listing the log"))?.floor;
-    Ok(Found { key, next, signed, visible, floor })
+    Ok(Found { key, next, signed, kept, visible, floor })
 }
 
 impl Publisher {

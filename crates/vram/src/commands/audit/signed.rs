@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use audit_logging::evidence::{self, EvidenceError, Held, Question, Ranges, Report, Violation, What};
-use audit_logging::tlog::checkpoint::Checkpoint;
+use audit_logging::publish::{self, SignedState};
 use audit_logging::tlog::entry::{self, Entry};
 use audit_logging::tlog::source::Source;
-use audit_logging::tlog::tree::{Hash, TILE_WIDTH};
-use audit_logging::{Clock, Disk, Record, SystemClock, publish};
+use audit_logging::tlog::tree::TILE_WIDTH;
+use audit_logging::{Clock, Disk, Record, SystemClock};
 use serde::Serialize;
 
 use super::keys::{self, KeyOrigin, LogKeys};
@@ -123,10 +123,9 @@ pub(super) fn verify(
 }
 
 /// Beside the key stands what was signed last. On the log's own machine, a shorter log shows by that alone.
-fn last_signed(vkey: &Path) -> Option<(String, Checkpoint)> {
+fn last_signed(vkey: &Path) -> Option<(String, SignedState)> {
     let key_file = vkey.with_extension("key");
-    let last = publish::read_signed(&Disk, &key_file).ok()?;
-    let last = last.unwrap_or(Checkpoint { origin: String::new(), size: 0, root: Hash::EMPTY_TREE });
+    let last = publish::read_signed(&Disk, &key_file).ok()??;
     Some((publish::state_file(&key_file).display().to_string(), last))
 }
 

@@ -122,7 +122,7 @@ fn should_be_signed(options: &AuditVerify, global: &Global, dir: &Path) -> bool 
     let compared = !options.replicas.is_empty() || !options.checkpoints.is_empty() || options.max_age.is_some();
     let own = || {
         let key = state::audit_key_path(global).ok()?;
-        publish::read_signed(&Disk, &key).ok().flatten().filter(|last| last.size > 0)
+        publish::read_signed(&Disk, &key).ok().flatten().filter(|last| last.checkpoint.size > 0)
     };
     asked || compared || (keys::is_own(dir, global) && own().is_some())
 }

@@ -43,6 +43,8 @@ pub(crate) struct Trail {
     pub(crate) publisher: Option<Arc<Publisher>>,
     /// The file of that key.
     key: PathBuf,
+    /// The log could not be opened, and may be yet: then it is to be signed, too.
+    unopened: bool,
 }
 
 /// What a run left in its audit log.
@@ -152,6 +154,18 @@ impl Trail {
         }
     }
 
+    /// Begins to sign a log that could not be opened at first and now is open. Whether it did.
+    pub(crate) fn publish_late(&mut self, global: &Global, cosigners: &Cosigners, out: &Out) -> bool {
+        if !self.unopened || self.trail.log().is_none() {
+            return false;
+        }
+        self.unopened = false;
+        if let Err(failure) = self.publish(global, cosigners) {
+            out.warn(format_args!("warning: the audit log is not signed: {}", failure.message));
+        }
+        self.publisher.is_some()
+    }
+
     /// Begins to sign the log, where it is open and has a key.
     fn publish(&mut self, global: &Global, cosigners: &Cosigners) -> Result<(), Failure> {
         let key = state::audit_key_path(global)?;
@@ -180,7 +194,9 @@ impl Trail {
 
     fn new(trail: AuditTrail, dir: &Path, required: bool) -> Self {
         let finding = trail.log_status().and_then(|status| status.recovered?.finding);
-        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher: None, key: PathBuf::new() }
+        let unopened = trail.log().is_none();
+        let (publisher, key) = (None, PathBuf::new());
+        Self { trail, dir: dir.to_owned(), required, told: None, finding, publisher, key, unopened }
     }
 
     /// The log's own figures, where it is open.

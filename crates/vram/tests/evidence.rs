@@ -261,3 +261,22 @@ fn the_daemon_keeps_records_as_long_as_it_is_told_and_its_replicas_have_them() {
     let verdict = home.json(["audit", "verify", "--replica", replica.to_str().unwrap()]);
     assert_eq!((&verdict["intact"], &verdict["published"]["violations_total"]), (&true.into(), &0.into()), "{verdict}");
 }
+
+#[test]
+fn a_log_that_opens_after_the_start_is_signed_and_copied_too() {
+    let home = Home::new();
+    let vkey = home.json(["audit", "keygen"])["vkey"].as_str().unwrap().to_owned();
+    std::fs::write(home.audit(), "in the way").unwrap();
+    let (config, replica) = config(&home);
+    let mut daemon = Daemon::start(&home, &["--config", config.to_str().unwrap()]);
+    let status = daemon.get("/v1/status").json();
+    assert!(evidence(&status).is_null() && status["audit"]["health"] == "failing", "{status}");
+    std::fs::remove_file(home.audit()).unwrap();
+    daemon.until("it is signed and copied", |status| {
+        evidence(status)["signed_records"].as_u64() > Some(0) && evidence(status)["replicas"][0]["lag_records"] == 0
+    });
+    daemon.stop();
+    let verdict = home.json(["audit", "verify", "--vkey", &vkey, "--replica", replica.to_str().unwrap()]);
+    let ranges = &verdict["published"]["ranges"];
+    assert_eq!((&verdict["intact"], &ranges["replicated"]), (&true.into(), &ranges["unsigned"]), "{verdict}");
+}

@@ -39,7 +39,6 @@ use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
 use self::config::Settings;
 use self::evidence::Evidence;
 use self::registry::Registry;
-use self::retention::Retention;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
 use crate::jobs::{self, check_room, choose_device, count, progress_bar};
@@ -103,8 +102,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let device = session::host_device(&settings.host, HugePages::Ask)?;
     check_room(&jobs, &device)?;
     let secret = state::secret(&settings.global)?;
-    let trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
-    let evidence = Evidence::start(&settings.evidence, &trail, out)?.map(Arc::new);
+    let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
+    let evidence = Evidence::start(&settings.evidence, &trail, out)?;
     let events = events::Events::new(settings.max_connections.into());
     trail.trail.tap(events.tap());
     let mut policy = Policy::from(settings.rules);
@@ -118,17 +117,17 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, subject_key));
 
-    let keep = settings.evidence.keep().zip(evidence.clone());
-    let retention = keep.map(|(keep, evidence)| Retention::start(evidence, trail.dir.clone(), keep)).transpose()?;
-
+    if let Some(evidence) = evidence {
+        registry.sign(evidence, &settings.evidence)?;
+    }
     let loaded = load_all(&registry, jobs, &asked, out);
     let stopped = *asked.borrow();
     if loaded.is_err() || stopped.is_some() {
         let why = stopped.unwrap_or("a model could not be loaded");
         out.line(format_args!("stopping: {why}"));
-        let closed = close(&registry, trail, evidence.as_deref(), why, out);
+        let closed = close(&registry, trail, why, out);
         return loaded.and(closed);
     }
     warn_of_budget(&registry, out);
@@ -152,7 +151,13 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     announce(&registry, &settings, listen, out);
     tell_manager(&[NotifyState::Ready, NotifyState::Status("watching")]);
 
-    let why = runtime.block_on(stay(&registry, asked, &exporter, out));
+    let why = runtime.block_on(stay(
+        &registry,
+        asked,
+        &exporter,
+        &mut || sign_late(&settings, &mut trail, &registry, out),
+        out,
+    ));
     tell_manager(&[NotifyState::Stopping]);
     out.line(format_args!("stopping: {}", why.reason()));
     events.close();
@@ -161,8 +166,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;
     });
     runtime.shutdown_timeout(DRAIN);
-    drop((control, retention));
-    close(&registry, trail, evidence.as_deref(), why.reason(), out)?;
+    drop(control);
+    close(&registry, trail, why.reason(), out)?;
     match why {
         Why::Asked(_) => Ok(()),
         Why::StopWorker(reason) => {
@@ -172,17 +177,11 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
 }
 
 /// Ends everything in order, and records it.
-fn close(
-    registry: &Registry,
-    trail: Trail,
-    evidence: Option<&Evidence>,
-    reason: &str,
-    out: &Out,
-) -> Result<(), Failure> {
+fn close(registry: &Registry, trail: Trail, reason: &str, out: &Out) -> Result<(), Failure> {
     let stopped = registry.close(reason);
     let audit = trail.close(out);
     // Last, so that the end of the log leaves the machine too.
-    if let Some(evidence) = evidence {
+    if let Some(evidence) = registry.evidence() {
         evidence.finish(out);
     }
     stopped?;
@@ -204,6 +203,19 @@ fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out)
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Begins to sign a log that could only be opened after the start.
+fn sign_late(settings: &Settings, trail: &mut Trail, registry: &Registry, out: &Out) {
+    if !trail.publish_late(&settings.global, settings.evidence.cosigners(), out) {
+        return;
+    }
+    let started = Evidence::start(&settings.evidence, trail, out);
+    let signing =
+        started.and_then(|evidence| evidence.map_or(Ok(()), |evidence| registry.sign(evidence, &settings.evidence)));
+    if let Err(failure) = signing {
+        out.warn(format_args!("warning: {}", failure.message));
+    }
 }
 
 /// The key of the commitments to who gives orders. Without it work goes on, and nobody is named in any form.
@@ -326,7 +338,13 @@ struct Told {
 }
 
 /// Looks around until there is a reason to stop: tells people what changes, and systemd that all is well.
-async fn stay(registry: &Arc<Registry>, mut asked: Asked, exporter: &PrometheusHandle, out: &Out) -> Why {
+async fn stay(
+    registry: &Arc<Registry>,
+    mut asked: Asked,
+    exporter: &PrometheusHandle,
+    sign_late: &mut dyn FnMut(),
+    out: &Out,
+) -> Why {
     let mut told: BTreeMap<ShardId, Told> = BTreeMap::new();
     let mut pace = tokio::time::interval(PACE);
     let (mut kicked, mut swept) = (tokio::time::Instant::now(), tokio::time::Instant::now());
@@ -345,6 +363,7 @@ async fn stay(registry: &Arc<Registry>, mut asked: Asked, exporter: &PrometheusH
             swept = tokio::time::Instant::now();
             exporter.run_upkeep();
         }
+        sign_late();
         registry.show_evidence();
         if let Some(reason) = registry.scrub_status().stop_requested {
             return Why::StopWorker(reason.into());

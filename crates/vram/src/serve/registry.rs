@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use vram_residency::actor::{Acting, SubjectKey};
@@ -15,8 +15,9 @@ use vram_residency::{
 };
 
 use super::config::Settings;
-use super::evidence::Evidence;
+use super::evidence::{Evidence, Plan};
 use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
+use super::retention::Retention;
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
@@ -44,8 +45,8 @@ pub(crate) struct Registry {
     changing: Mutex<()>,
     verifying: Mutex<()>,
     audit_dir: PathBuf,
-    /// Where the log is signed.
-    evidence: Option<Arc<Evidence>>,
+    /// Where the log is signed, and what prunes it.
+    evidence: OnceLock<(Arc<Evidence>, Option<Retention>)>,
     /// Without it nothing is recorded of who gives an order.
     subject_key: Option<SubjectKey>,
     allow_drill: bool,
@@ -60,7 +61,6 @@ impl Registry {
         scrubber: Scrubber,
         settings: &Settings,
         trail: &Trail,
-        evidence: Option<Arc<Evidence>>,
         subject_key: Option<SubjectKey>,
     ) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Registry {
             changing: Mutex::default(),
             verifying: Mutex::default(),
             audit_dir: trail.dir.clone(),
-            evidence,
+            evidence: OnceLock::new(),
             subject_key,
             allow_drill: settings.allow_drill,
             period: settings.period,
@@ -345,13 +345,27 @@ impl Registry {
             queued: figure(|log| log.queued),
             lost: trail.lost_records(),
             late: figure(|log| log.late),
-            evidence: self.evidence.as_ref().map(|evidence| evidence.view()),
+            evidence: self.evidence().map(|evidence| evidence.view()),
         }
     }
 
     /// Brings the metrics of what is signed up to date.
+    /// From now on the log is signed.
+    pub(super) fn sign(&self, evidence: Evidence, plan: &Plan) -> Result<(), Failure> {
+        let evidence = Arc::new(evidence);
+        let start = |keep| Retention::start(Arc::clone(&evidence), self.audit_dir.clone(), keep);
+        let retention = plan.keep().map(start).transpose()?;
+        // Only ever once: a log that is signed is not opened again.
+        let _ = self.evidence.set((evidence, retention));
+        Ok(())
+    }
+
+    pub(super) fn evidence(&self) -> Option<&Evidence> {
+        self.evidence.get().map(|(evidence, _)| &**evidence)
+    }
+
     pub(super) fn show_evidence(&self) {
-        if let Some(evidence) = &self.evidence {
+        if let Some(evidence) = self.evidence() {
             evidence.show();
         }
     }

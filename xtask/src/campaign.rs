@@ -33,7 +33,7 @@ pub const CAMPAIGNS: &[Campaign] = &[
 
 pub fn run_campaign(ctx: &Ctx, campaign: &Campaign) -> Result<()> {
     match campaign.does {
-        Does::Fuzz(seconds) => fuzz::campaign(ctx, seconds, None).map(|_| ()),
+        Does::Fuzz(seconds) => fuzz::campaign(ctx, Some(seconds), None).map(|_| ()),
         Does::Tests { args, env } => {
             let mut count = Count::default();
             count.run(ctx.cargo().args(args).envs(env.iter().copied()))?;

@@ -16,18 +16,18 @@ struct Target {
     name: &'static str,
     /// Longest input. Headers and records are small; a longer input makes runs slower, not deeper.
     max_len: u32,
+    /// How long it is fuzzed where nobody says otherwise, in seconds.
+    seconds: u64,
 }
 
 const TARGETS: &[Target] = &[
-    Target { name: "safetensors", max_len: 16 << 10 },
-    Target { name: "gguf", max_len: 16 << 10 },
-    Target { name: "audit_record", max_len: 64 << 10 },
-    Target { name: "audit_checkpoint", max_len: 4 << 10 },
-    Target { name: "audit_proof", max_len: 8 << 10 },
-    Target { name: "audit_bundle", max_len: 16 << 10 },
+    Target { name: "safetensors", max_len: 16 << 10, seconds: 60 },
+    Target { name: "gguf", max_len: 16 << 10, seconds: 60 },
+    Target { name: "audit_record", max_len: 64 << 10, seconds: 60 },
+    Target { name: "audit_checkpoint", max_len: 4 << 10, seconds: 20 },
+    Target { name: "audit_proof", max_len: 8 << 10, seconds: 20 },
+    Target { name: "audit_bundle", max_len: 16 << 10, seconds: 20 },
 ];
-
-const SECONDS: u64 = 60;
 
 /// One allocation may never be larger than this, whatever the input asks for.
 const MALLOC_LIMIT_MB: u32 = 64;
@@ -46,14 +46,14 @@ struct Summary {
 }
 
 pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
-    let seconds = args.take_number("--seconds")?.unwrap_or(SECONDS);
+    let seconds = args.take_number("--seconds")?;
     let chosen = if args.own.is_empty() { None } else { Some(args.own.remove(0)) };
     args.finish()?;
     campaign(ctx, seconds, chosen.as_deref())
 }
 
-/// Fuzzes one target, or each of them, for so many seconds.
-pub fn campaign(ctx: &Ctx, seconds: u64, chosen: Option<&str>) -> Result<String> {
+/// Fuzzes one target, or each of them, for so many seconds, or as long as each one is worth.
+pub fn campaign(ctx: &Ctx, seconds: Option<u64>, chosen: Option<&str>) -> Result<String> {
     let targets: Vec<&Target> = TARGETS.iter().filter(|target| chosen.is_none_or(|name| name == target.name)).collect();
     if targets.is_empty() {
         let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
@@ -71,7 +71,7 @@ pub fn campaign(ctx: &Ctx, seconds: u64, chosen: Option<&str>) -> Result<String>
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(target) = queue.lock().ok().and_then(|mut queue| queue.next()) {
-                    let result = one(ctx, &fuzz, &logs, target, seconds);
+                    let result = one(ctx, &fuzz, &logs, target, seconds.unwrap_or(target.seconds));
                     if let Ok(mut results) = results.lock() {
                         results.push((target.name, result));
                     }

@@ -78,7 +78,7 @@ pub const STEPS: &[Step] = &[
     Step {
         name: "fuzz",
         args: "[--seconds N] [TARGET]",
-        help: "each fuzz target, 60 s unless told otherwise",
+        help: "each fuzz target, 20 or 60 s unless told otherwise",
         quick: false,
         run: fuzz::step,
     },

@@ -266,41 +266,62 @@ impl Keys {
     ) -> Result<Self, EvidenceError> {
         let trusted = question.log_keys.iter().map(|key| Trusted { key: key.clone(), until: None });
         let mut keys = Self { trusted: trusted.collect() };
-        for record in records {
-            let file = format!("rotation/{}", record.size);
-            let named = |name| key_in(&record.leaf, name).and_then(|text| VerifierKey::parse(text).ok());
-            let (Some(old), Some(new)) = (named("old"), named("new")) else { continue };
-            let Some(bytes) = question.source.get(&file)? else { continue };
-            let known = |key: &VerifierKey| keys.trusted.iter().any(|trusted| trusted.key == *key);
-            if !known(&old) && !known(&new) {
-                continue;
-            }
-            let signed = Checkpoint::verify(&bytes, std::slice::from_ref(&old))
-                .and_then(|_| Checkpoint::verify(&bytes, std::slice::from_ref(&new)));
-            let right =
-                signed.as_ref().is_ok_and(|(signed, _)| (signed.size, signed.root) == (record.size, record.root));
-            if !right || old.name() != new.name() {
-                let detail = signed
-                    .err()
-                    .map_or_else(|| "it is of another state of the log".to_owned(), |error| error.to_string());
-                let (what, index) = (What::RotationInvalid, record.size.checked_sub(1));
-                report.add(Violation { what, record: Some(record.seq), index, file, detail });
-                continue;
-            }
-            for trusted in &mut keys.trusted {
-                if trusted.key == old {
-                    trusted.until = Some(record.size);
+        // From a key that is trusted both ways: to those that came after it, and to those before. Each change that is linked
+        // to may link to another one, so those that are not yet are looked at again.
+        let mut left: Vec<&KeyRecord> = records.iter().collect();
+        loop {
+            let before = left.len();
+            let mut unlinked = Vec::new();
+            for record in left {
+                if !keys.take(question, record, report)? {
+                    unlinked.push(record);
                 }
             }
-            if !keys.trusted.iter().any(|trusted| trusted.key == new) {
-                keys.trusted.push(Trusted { key: new, until: None });
-            }
-            if !keys.trusted.iter().any(|trusted| trusted.key == old) {
-                keys.trusted.push(Trusted { key: old, until: Some(record.size) });
+            left = unlinked;
+            if left.len() == before {
+                break;
             }
         }
         report.keys = keys.trusted.iter().map(|trusted| trusted.key.to_string()).collect();
         Ok(keys)
+    }
+
+    fn trusts(&self, key: &VerifierKey) -> bool {
+        self.trusted.iter().any(|trusted| trusted.key == *key)
+    }
+
+    /// Follows one change of key. Whether it is dealt with: it is not where neither of its keys is trusted.
+    fn take(&mut self, question: &Question<'_>, record: &KeyRecord, report: &mut Report) -> Result<bool, EvidenceError> {
+        let file = format!("rotation/{}", record.size);
+        let named = |name| key_in(&record.leaf, name).and_then(|text| VerifierKey::parse(text).ok());
+        let (Some(old), Some(new)) = (named("old"), named("new")) else { return Ok(true) };
+        if !self.trusts(&old) && !self.trusts(&new) {
+            return Ok(false);
+        }
+        let Some(bytes) = question.source.get(&file)? else { return Ok(true) };
+        let signed = Checkpoint::verify(&bytes, std::slice::from_ref(&old))
+            .and_then(|_| Checkpoint::verify(&bytes, std::slice::from_ref(&new)));
+        let right = signed.as_ref().is_ok_and(|(signed, _)| (signed.size, signed.root) == (record.size, record.root));
+        if !right || old.name() != new.name() {
+            let detail = signed
+                .err()
+                .map_or_else(|| "it is of another state of the log".to_owned(), |error| error.to_string());
+            let (what, index) = (What::RotationInvalid, record.size.checked_sub(1));
+            report.add(Violation { what, record: Some(record.seq), index, file, detail });
+            return Ok(true);
+        }
+        for trusted in &mut self.trusted {
+            if trusted.key == old {
+                trusted.until = Some(record.size);
+            }
+        }
+        if !self.trusts(&new) {
+            self.trusted.push(Trusted { key: new, until: None });
+        }
+        if !self.trusts(&old) {
+            self.trusted.push(Trusted { key: old, until: Some(record.size) });
+        }
+        Ok(true)
     }
 
     fn verify(&self, note: &SignedNote, checkpoint: &Checkpoint) -> Result<(), (What, String)> {

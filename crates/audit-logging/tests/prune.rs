@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use audit_logging::evidence::{Report, What};
-use audit_logging::publish::{self, PruneError, Pruned, Publisher, Refusal};
+use audit_logging::publish::{self, PruneError, PruneOptions, Pruned, Publisher, Refusal};
 use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::entry::{self, Entry};
 use audit_logging::tlog::note::{SignedNote, VerifierKey};
@@ -50,7 +50,7 @@ impl Session {
     }
 
     fn prune(&self, before: u64) -> Result<Pruned, PruneError> {
-        self.publisher.prune(before, u64::MAX, WAIT)
+        self.publisher.prune(PruneOptions::before(before), WAIT)
     }
 
     fn close(self) -> publish::PublishStatus {
@@ -160,8 +160,14 @@ fn what_replicas_do_not_have_yet_stays() {
     make_key(&vfs);
     let mut session = Session::open(&vfs, 0);
     session.write(1000);
-    assert_eq!(session.publisher.prune(900, 400, WAIT).unwrap().minimum_index, 256);
-    assert_eq!(session.publisher.prune(900, 0, WAIT).unwrap().entries, 0);
+    assert_eq!(
+        session.publisher.prune(PruneOptions { limit: 400, ..PruneOptions::before(900) }, WAIT).unwrap().minimum_index,
+        256
+    );
+    assert_eq!(
+        session.publisher.prune(PruneOptions { limit: 0, ..PruneOptions::before(900) }, WAIT).unwrap().entries,
+        0
+    );
     assert_eq!(bundles(&vfs)[0], 1);
 }
 
@@ -233,7 +239,7 @@ fn nobody_can_make_records_go_by_saying_so() {
     until("it is refused", || publisher.status().refused.is_some());
     let refused = publisher.status().refused;
     assert!(matches!(refused, Some(Refusal::Unannounced { .. } | Refusal::Root { .. })), "{refused:?}");
-    assert!(matches!(publisher.prune(500, u64::MAX, WAIT), Err(PruneError::Refused(_))));
+    assert!(matches!(publisher.prune(PruneOptions::before(500), WAIT), Err(PruneError::Refused(_))));
 
     // Without its file the log is one whose beginning was removed, and a file of nonsense is none.
     for file in [None, Some(&b"{}"[..]), Some(b""), Some(&[0xff; 5000])] {
@@ -344,7 +350,7 @@ fn wherever_it_is_interrupted_nothing_else_is_lost_and_nobody_is_accused() {
             let span = if fault == Fault::PowerCut { FOREVER } else { 1 };
             vfs.plan([Plan { at: call, fault, span, only: None }]);
             let pruned = loop {
-                let pruned = session.publisher.prune(800, u64::MAX, Duration::from_millis(50));
+                let pruned = session.publisher.prune(PruneOptions::before(800), Duration::from_millis(50));
                 if pruned != Err(PruneError::Pending) || vfs.is_cut() {
                     break pruned;
                 }

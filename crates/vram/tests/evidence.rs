@@ -204,11 +204,21 @@ fn old_records_are_given_up_by_hand_and_the_rest_is_proven_as_before() {
     assert!(!none.exists());
     assert_eq!(home.json(["audit", "prune", "--older-than", "3d"])["pruned"], 0, "none is as old as that");
 
+    let kept = home.run(["audit", "export", "--format", "ndjson", "--seq", "700"]).stdout;
+    let kept = home.file("700.json", kept.as_bytes());
+    let looked = home.json(["audit", "prune", "--before", "800", "--dry-run"]);
+    assert!(looked["dry_run"] == true && looked["pruned"] == 768 && bundle(&home, 0).exists(), "{looked}");
     let pruned = home.json(["audit", "prune", "--before", "800", "--replica", replica.to_str().unwrap()]);
-    assert_eq!((&pruned["pruned"], &pruned["minimum_index"]), (&768.into(), &768.into()), "{pruned}");
+    assert_eq!((&pruned["pruned"], &pruned["minimum_index"], &pruned["kept"]), (&768.into(), &768.into(), &0.into()));
+    assert!(pruned["in_segments"].as_u64() < Some(300), "a segment has some hundred of these: {pruned}");
     assert!(!bundle(&home, 0).exists() && bundle(&home, 3).exists());
     let verdict = verify();
     assert!(verdict["pruned"].as_u64() > Some(0) && verdict["pruned"].as_u64() <= Some(768), "{verdict}");
+    let announced = &verdict["published"]["prunings"][0];
+    assert_eq!((&announced["minimum_index"], &verdict["published"]["pruned"]), (&768.into(), &768.into()), "{verdict}");
+    let record = home.json(["audit", "show", "--event", "pruned"]);
+    assert_eq!((&record["seq"], &record["record"]["before"]), (&announced["record"], &pruned["first_seq"]));
+    assert!(record["record"]["actor"].as_str().unwrap().starts_with("hmac-sha256:"), "{record}");
     // The rest goes too, up to what was written today; the copy has everything still.
     let pruned = home.json(["audit", "prune", "--older-than", "1d"]);
     assert!(pruned["first_seq"].as_u64() > Some(1200), "{pruned}");
@@ -221,6 +231,17 @@ fn old_records_are_given_up_by_hand_and_the_rest_is_proven_as_before() {
         home.run(["audit", "prove", "700", place, "--vkey", &vkey, "--json", "-o", proof.to_str().unwrap()])
     };
     prove(home.audit().to_str().unwrap()).failed(1, "audit", &["was pruned", "replica"]);
+    let mine = home.json(["audit", "prove", "700", "--record", kept.to_str().unwrap(), "-o", proof.to_str().unwrap()]);
+    assert_eq!(mine["tree_index"], 699);
+    home.json(["audit", "check-proof", proof.to_str().unwrap(), "--vkey", &vkey]);
+    home.run(["audit", "prove", "701", "--json", "--record", kept.to_str().unwrap()]).failed(
+        2,
+        "usage",
+        &["record 700"],
+    );
+    let changed = std::fs::read_to_string(&kept).unwrap().replace("xxxx", "xxxy");
+    std::fs::write(&kept, changed).unwrap();
+    home.run(["audit", "prove", "700", "--json", "--record", kept.to_str().unwrap()]).failed(3, "proof", &["changed"]);
     assert_eq!(prove(replica.to_str().unwrap()).code, 0);
     // What is exported knows its place.
     let line = home.run(["audit", "export", "--format", "ndjson"]).stdout.lines().last().unwrap().to_owned();
@@ -279,4 +300,42 @@ fn a_log_that_opens_after_the_start_is_signed_and_copied_too() {
     let verdict = home.json(["audit", "verify", "--vkey", &vkey, "--replica", replica.to_str().unwrap()]);
     let ranges = &verdict["published"]["ranges"];
     assert_eq!((&verdict["intact"], &ranges["replicated"]), (&true.into(), &ranges["unsigned"]), "{verdict}");
+}
+
+#[test]
+fn who_has_only_a_copy_reads_it_like_the_log_itself() {
+    let home = Home::new();
+    home.json(["audit", "keygen"]);
+    write_old(&home, 600);
+    let copy = home.path("copy");
+    let copied = std::process::Command::new("cp").arg("-a").arg(home.audit().join("tlog")).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    let copy = copy.to_str().unwrap();
+    let lines = |arguments: &[&str]| home.run(arguments.iter().copied()).stdout;
+    let strip = |text: &str| -> Vec<Value> {
+        let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.map(|mut row| {
+            row.as_object_mut().unwrap().retain(|name, _| name != "segment" && name != "offset");
+            row
+        })
+        .collect()
+    };
+    for arguments in
+        [&["show", "--json", "--seq", "100..400"][..], &["export", "--format", "ndjson", "--severity", "critical"]]
+    {
+        let own = lines(&[&["audit"], arguments].concat());
+        let theirs = lines(&[&["audit"], arguments, &[copy]].concat());
+        assert!(!own.is_empty());
+        assert_eq!(strip(&own), strip(&theirs));
+    }
+    assert_eq!(lines(&["audit", "show", "--last", "3"]), lines(&["audit", "show", "--last", "3", copy]));
+    // What is not there any more is said, and what is no record is named.
+    std::fs::remove_file(home.path("copy/tile/entries/000")).unwrap();
+    let ran = home.run(["audit", "show", "--seq", "9", copy]);
+    assert!(ran.stderr.contains("256 published records are not there"), "{ran:?}");
+    std::fs::write(home.path("copy/tile/entries/001"), "nonsense").unwrap();
+    let ran = home.run(["audit", "export", "--format", "ocsf", copy]);
+    assert!(ran.code == 3 && ran.stderr.contains("tile/entries/001"), "{ran:?}");
+    let nothing = home.path("nothing");
+    assert_eq!(home.run(["audit", "show", nothing.to_str().unwrap()]).code, 1);
 }

@@ -380,6 +380,8 @@ fn a_log_is_verified_and_its_records_proven_over_the_network() {
 #[test]
 fn a_log_changes_to_its_next_key_and_stays_one_log() {
     let (home, first) = signed_home();
+    let early = home.path("early");
+    fs::copy(published(&home).join("checkpoint"), &early).unwrap();
     let made = home.json(["audit", "keygen", "--rotate"]);
     let second = text(&made["vkey"]);
     assert_ne!(first, second);
@@ -399,6 +401,11 @@ fn a_log_changes_to_its_next_key_and_stays_one_log() {
     home.json(["audit", "keygen", "--rotate"]);
     seal(&home, "four");
     assert_eq!(home.run(["audit", "verify", "--vkey", &first]).code, 0, "across two changes");
+    // And back: what others kept from before both changes is still this log's.
+    let verdict = home.json(["audit", "verify", "--checkpoint", early.to_str().unwrap()]);
+    assert_eq!(verdict["published"]["keys"].as_array().unwrap().len(), 3, "{verdict}");
+    let mode = fs::metadata(home.state().join("audit.vkey")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644, "as when it was first made");
 }
 
 #[test]

@@ -159,12 +159,16 @@ pub enum What {
     LogDamaged,
     /// Somebody else holds a checkpoint that is larger than this log: it was cut off or put back to an earlier state.
     HeldAhead,
+    /// The key has signed more of this log than is here, as the file beside it says.
+    KeyAhead,
     /// Somebody else holds a checkpoint that contradicts this log.
     HeldContradicts,
     /// What somebody else holds is not signed by this log.
     HeldInvalid,
     /// The file `cosigned` does not hold what it should.
     CosignedInvalid,
+    /// No checkpoint is cosigned by as many witnesses as were asked for.
+    NotCosigned,
     /// A cosignature is from the future.
     CosignatureFromFuture,
     /// The change to another key is not signed as it must be.
@@ -209,9 +213,11 @@ impl What {
             What::LogCutAndContinued => "the log was cut off and then continued",
             What::LogDamaged => "the log's segments are not as they were written",
             What::HeldAhead => "somebody else holds more of this log than is here",
+            What::KeyAhead => "more of this log was signed on this machine than is here",
             What::HeldContradicts => "somebody else holds a checkpoint that contradicts this log",
             What::HeldInvalid => "what somebody else holds is not signed by this log",
             What::CosignedInvalid => "the cosigned checkpoint is not what it should be",
+            What::NotCosigned => "no checkpoint is cosigned by enough of the witnesses asked for",
             What::CosignatureFromFuture => "a cosignature is from the future",
             What::RotationInvalid => "the change to another key is not signed as it must be",
             What::PruningUnannounced => "records were given up and no signed record announces it",
@@ -265,6 +271,21 @@ pub struct Ranges {
     pub unsigned: u64,
 }
 
+/// A record that announces a pruning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pruning {
+    /// Its number.
+    pub seq: u64,
+    /// Entries below this place were given up.
+    pub minimum_index: u64,
+    /// The number of the record at that place.
+    pub first_seq: u64,
+    /// When, in milliseconds since 1970, as the record says.
+    pub time_unix_ms: u64,
+    /// How many seconds old records had to be for it, if it was about that.
+    pub keep_s: Option<u64>,
+}
+
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -282,6 +303,8 @@ pub struct Report {
     pub entries: u64,
     /// Entries whose bundles were pruned, as records announce. Their hashes are there.
     pub pruned: u64,
+    /// The records that announce it, oldest first; at most [`MAX_LISTED`].
+    pub prunings: Vec<Pruning>,
     /// Records of the log's own segments that were compared with what was published.
     pub compared: u64,
     /// What is not as it should be, in the order found; at most [`MAX_LISTED`].

@@ -291,7 +291,12 @@ impl Keys {
     }
 
     /// Follows one change of key. Whether it is dealt with: it is not where neither of its keys is trusted.
-    fn take(&mut self, question: &Question<'_>, record: &KeyRecord, report: &mut Report) -> Result<bool, EvidenceError> {
+    fn take(
+        &mut self,
+        question: &Question<'_>,
+        record: &KeyRecord,
+        report: &mut Report,
+    ) -> Result<bool, EvidenceError> {
         let file = format!("rotation/{}", record.size);
         let named = |name| key_in(&record.leaf, name).and_then(|text| VerifierKey::parse(text).ok());
         let (Some(old), Some(new)) = (named("old"), named("new")) else { return Ok(true) };
@@ -303,9 +308,8 @@ impl Keys {
             .and_then(|_| Checkpoint::verify(&bytes, std::slice::from_ref(&new)));
         let right = signed.as_ref().is_ok_and(|(signed, _)| (signed.size, signed.root) == (record.size, record.root));
         if !right || old.name() != new.name() {
-            let detail = signed
-                .err()
-                .map_or_else(|| "it is of another state of the log".to_owned(), |error| error.to_string());
+            let detail =
+                signed.err().map_or_else(|| "it is of another state of the log".to_owned(), |error| error.to_string());
             let (what, index) = (What::RotationInvalid, record.size.checked_sub(1));
             report.add(Violation { what, record: Some(record.seq), index, file, detail });
             return Ok(true);

@@ -7,7 +7,7 @@ use super::blocks::{Piece, Pieces, place};
 use super::order::Order;
 use super::signers::{Claims, KeyRecord, Keys};
 use super::wal::Wal;
-use super::{EvidenceError, Question, Report, Violation, What, bundle};
+use super::{EvidenceError, Pruning, Question, Report, Violation, What, bundle};
 use crate::control;
 use crate::floor::Floor;
 use crate::frame::Kind;
@@ -101,8 +101,8 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
     });
     match last {
         Some((file, last)) if !kept => {
-            let detail = format!("the key's own record says that {} entries were signed", last.size);
-            let (what, file) = (What::HeldAhead, file.clone());
+            let detail = format!("it says that {} entries were signed", last.size);
+            let (what, file) = (What::KeyAhead, file.clone());
             report.add(Violation { what, record: None, index: Some(size), file, detail });
         }
         // The process ended before its very first checkpoint.
@@ -291,6 +291,16 @@ impl Flow<'_> {
         }
         if let Some(floor) = Floor::announced(entry.kind, entry.leaf).filter(|floor| floor.minimum <= index) {
             self.announced = self.announced.max(floor.minimum);
+            let number = |name| control::number(entry.leaf, name);
+            if self.report.prunings.len() < super::MAX_LISTED {
+                self.report.prunings.push(Pruning {
+                    seq: entry.seq,
+                    minimum_index: floor.minimum,
+                    first_seq: number("before").unwrap_or(0),
+                    time_unix_ms: number("time_unix_ms").unwrap_or(0),
+                    keep_s: number("keep_s"),
+                });
+            }
         }
         let names_key = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
         if names_key && !self.broken && self.keys.len() < MAX_KEYS {

@@ -137,6 +137,11 @@ impl Engine {
         self.pruner.minimum()
     }
 
+    /// Of these, how many still stand in segments.
+    pub(crate) fn in_segments(&self) -> u64 {
+        self.pruner.minimum().saturating_sub(self.pruner.first_index())
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.growth.size()
     }

@@ -228,10 +228,12 @@ pub(crate) fn take_next(vfs: &dyn Vfs, key_file: &Path, vkey: &VerifierKey) -> i
     let next = next_file(key_file);
     vfs.rename(&next, key_file)?;
     vfs.sync_dir(vfs::parent(key_file))?;
-    // The public key that was made with the next one.
-    match vfs.remove(&verifier_file(&next)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // The public key that was made with the next one, readable by whom it was made for.
+    match vfs.rename(&verifier_file(&next), &verifier_file(key_file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            store::replace(vfs, &verifier_file(key_file), format!("{vkey}\n").as_bytes())
+        }
+        Err(error) => Err(error),
+        Ok(()) => vfs.sync_dir(vfs::parent(key_file)),
     }
-    store::replace(vfs, &verifier_file(key_file), format!("{vkey}\n").as_bytes())
 }

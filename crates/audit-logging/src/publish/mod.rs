@@ -25,7 +25,7 @@ pub use keyfile::{
     KeyFileError, SignedState, default_origin, generate, next_file, read_signed, read_signer, read_verifier,
     state_file, verifier_file,
 };
-pub use prune::{PruneError, Pruned};
+pub use prune::{PruneError, PruneOptions, Pruned};
 pub use publisher::Publisher;
 
 use crate::tlog::note::{KeyError, VerifierKey};
@@ -96,6 +96,8 @@ pub struct PublishStatus {
     pub missing_in_log: u64,
     /// Published entries below this place were pruned; 0 if none were.
     pub minimum_index: u64,
+    /// Of these, how many still stand in the log's segments.
+    pub pruned_in_segments: u64,
     /// Why nothing is published any more.
     pub refused: Option<Refusal>,
     /// Whether everything that is durable now is signed.

@@ -6,13 +6,14 @@
 //! removing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Refusal;
 use super::engine::Engine;
 use super::growth::Growth;
 use super::replay::Trouble;
 use super::store::{self, Store};
 use super::tail::Tail;
+use super::{Refusal, json};
 use crate::control;
 use crate::floor::{self, Floor};
 use crate::frame::{Frame, Kind};
@@ -24,15 +25,42 @@ use crate::walk;
 /// The file that tells other programs what may be missing.
 const MINIMUM: &str = "minimum-index";
 
+/// What is to be pruned. Whole bundles of 256 entries and whole segments go, so a few more records stay than are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// Records below this number may go.
+    pub before: u64,
+    /// Published entries from this place on stay, whatever their numbers. Default: no such place.
+    pub limit: u64,
+    /// How old records have to be for this, if that is why; for the record only.
+    pub keep: Option<Duration>,
+    /// Who asked for it, as a commitment; for the record only.
+    pub actor: Option<String>,
+    /// Only looks what would go.
+    pub dry_run: bool,
+}
+
+impl PruneOptions {
+    /// Everything below this number.
+    #[must_use]
+    pub fn before(seq: u64) -> Self {
+        Self { before: seq, limit: u64::MAX, keep: None, actor: None, dry_run: false }
+    }
+}
+
 /// What came of a pruning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pruned {
-    /// Published entries below this place were given up by now. Their hashes are kept.
+    /// Published entries below this place are given up by now, except those that are kept. All their hashes are there.
     pub minimum_index: u64,
-    /// The number of the first record that is still published.
+    /// The number of the record at that place.
     pub first_seq: u64,
-    /// Entries given up by this pruning; 0 if there was nothing to give up.
+    /// Entries that this pruning removed; 0 if there was nothing to remove.
     pub entries: u64,
+    /// Entries below that place that stay published, because a record in their bundle states a change of key.
+    pub kept: u64,
+    /// Records below that place that still stand in segments, because the segment has younger ones too.
+    pub in_segments: u64,
     /// The number of the first segment file that is kept.
     pub first_segment: u64,
 }
@@ -56,15 +84,6 @@ pub enum PruneError {
     /// A file could not be read, written or removed.
     #[error("the pruning came to a halt: {0}; check the disk, it is taken up again")]
     Io(String),
-}
-
-/// What is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wish {
-    /// Records below this number may go.
-    pub(crate) before: u64,
-    /// Entries from here on stay.
-    pub(crate) limit: u64,
 }
 
 /// Where a segment begins in the tree.
@@ -116,6 +135,11 @@ impl Pruner {
         self.floor.as_ref().map_or(0, |floor| floor.minimum)
     }
 
+    /// Records that the log has before the first that it still holds.
+    pub(super) fn first_index(&self) -> u64 {
+        self.floor.as_ref().map_or(0, |floor| floor.index)
+    }
+
     /// Where the log begins.
     pub(super) fn floor(&self) -> Option<&Floor> {
         self.floor.as_ref()
@@ -165,15 +189,16 @@ impl Pruner {
 
 impl Engine {
     /// One step towards what is wished for; `None` while there is more to do.
-    pub(crate) fn prune(&mut self, wish: Wish) -> Result<Option<Pruned>, PruneError> {
+    pub(crate) fn prune(&mut self, wish: &PruneOptions) -> Result<Option<Pruned>, PruneError> {
         if self.replay.is_some() {
             return Ok(None);
         }
-        if self.pruner.announced.is_none() {
-            match self.plan(wish).map_err(|error| PruneError::Io(error.to_string()))? {
-                Plan::Nothing(pruned) => return Ok(Some(pruned)),
-                Plan::Prune(floor, pruned) => self.announce(floor, pruned)?,
+        if self.pruner.announced.is_none() || wish.dry_run {
+            let (floor, pruned) = self.plan(wish).map_err(|error| PruneError::Io(error.to_string()))?;
+            if wish.dry_run || floor.minimum == self.pruner.minimum() {
+                return Ok(Some(pruned));
             }
+            self.announce(floor, pruned, wish)?;
         }
         let Some(announced) = &self.pruner.announced else { return Ok(None) };
         match announced.at {
@@ -200,31 +225,29 @@ impl Engine {
         Ok(Some(pruned))
     }
 
-    fn announce(&mut self, floor: Floor, pruned: Pruned) -> Result<(), PruneError> {
-        let (seq, leaf) = self.tell(&floor.text(pruned.first_seq)).ok_or(PruneError::Closed)?;
+    fn announce(&mut self, floor: Floor, pruned: Pruned, wish: &PruneOptions) -> Result<(), PruneError> {
+        let keep = wish.keep.map(|keep| format!(r#","keep_s":{}"#, keep.as_secs())).unwrap_or_default();
+        let actor = wish.actor.as_deref().map(|actor| format!(r#","actor":"{}""#, json(actor))).unwrap_or_default();
+        let text = format!("{}{keep}{actor}", floor.text(pruned.first_seq));
+        let (seq, leaf) = self.tell(&text).ok_or(PruneError::Closed)?;
         let floor = Floor { leaf: leaf.into_bytes(), ..floor };
         self.pruner.announced = Some(Announced { floor, pruned, seq, at: None });
         Ok(())
     }
 
-    fn plan(&self, wish: Wish) -> std::io::Result<Plan> {
+    /// Where the log would begin, and what that comes to.
+    fn plan(&self, wish: &PruneOptions) -> std::io::Result<(Floor, Pruned)> {
         let before = self.pruner.minimum();
-        let first = self.pruner.starts.first().map_or(1, |start| start.segment);
         // The last bundle stays, so that there is a record to say where the rest begins.
         let last = self.visible.saturating_sub(1) / TILE_WIDTH;
         let wanted = self.first_bundle(wish.before, before / TILE_WIDTH, last)?;
         let minimum = wanted.min(wish.limit / TILE_WIDTH).saturating_mul(TILE_WIDTH);
         let at = minimum.max(before);
         let first_seq = self.bundle(at / TILE_WIDTH)?.map_or(1, |(first, _)| first);
-        let entries = at.saturating_sub(before);
-        let mut pruned = Pruned { minimum_index: at, first_seq, entries, first_segment: first };
-        if entries == 0 {
-            return Ok(Plan::Nothing(pruned));
-        }
-        let begun = Floor { segment: 1, last_seq: 0, index: 0, minimum, leaf: Vec::new() };
-        let mut floor = self.pruner.floor().map_or(begun, |floor| Floor { minimum, ..floor.clone() });
+        let begun = Floor { segment: 1, last_seq: 0, index: 0, minimum: at, leaf: Vec::new() };
+        let mut floor = self.pruner.floor().map_or(begun, |floor| Floor { minimum: at, ..floor.clone() });
         let (vfs, dir) = (&*self.shared.vfs, &self.shared.dir);
-        for start in self.pruner.starts.iter().rev().filter(|start| start.index <= minimum) {
+        for start in self.pruner.starts.iter().rev().filter(|start| at > before && start.index <= at) {
             // What stands before it, as the segment itself says.
             let head = walk::head(vfs, dir, start.segment).map_err(std::io::Error::other)?;
             if let Some(link) = head.link.filter(|_| start.segment > floor.segment) {
@@ -232,8 +255,29 @@ impl Engine {
                 break;
             }
         }
-        pruned.first_segment = floor.segment;
-        Ok(Plan::Prune(floor, pruned))
+        let (gone, kept) = self.below(at)?;
+        let pruned = Pruned {
+            minimum_index: at,
+            first_seq,
+            entries: (gone.len() as u64).saturating_mul(TILE_WIDTH),
+            kept: kept.saturating_mul(TILE_WIDTH),
+            in_segments: at.saturating_sub(floor.index),
+            first_segment: floor.segment,
+        };
+        Ok((floor, pruned))
+    }
+
+    /// The bundles before this place that can go, and how many cannot: whoever follows the keys needs their records.
+    fn below(&self, minimum: u64) -> std::io::Result<(Vec<Tile>, u64)> {
+        let (mut gone, mut kept) = (Vec::new(), 0u64);
+        for tile in (0..minimum / TILE_WIDTH).filter_map(|number| Tile::entries(number, TILE_WIDTH as u16)) {
+            match self.store.read(&tile.path())? {
+                Some(bytes) if names_key(&bytes) => kept = kept.saturating_add(1),
+                Some(_) => gone.push(tile),
+                None => {}
+            }
+        }
+        Ok((gone, kept))
     }
 
     /// The bundle in which the first record with this number or a higher one lies, from bundle `low` to bundle `high`.
@@ -268,14 +312,7 @@ impl Engine {
         if self.store.read(MINIMUM)?.as_deref() != Some(text.as_bytes()) {
             self.store.replace(MINIMUM, text.as_bytes())?;
         }
-        let mut gone = Vec::new();
-        for tile in (0..minimum / TILE_WIDTH).filter_map(|number| Tile::entries(number, TILE_WIDTH as u16)) {
-            let bytes = self.store.read(&tile.path())?;
-            // Whoever follows the keys needs the records that name them.
-            if bytes.is_some_and(|bytes| !names_key(&bytes)) {
-                gone.push(tile);
-            }
-        }
+        let (gone, _) = self.below(minimum)?;
         self.store.remove(&gone)?;
         let shared = Arc::clone(&self.shared);
         let left = walk::list(&*shared.vfs, &shared.dir)?.left;
@@ -288,11 +325,6 @@ impl Engine {
         self.pruner.dirty = false;
         Ok(())
     }
-}
-
-enum Plan {
-    Nothing(Pruned),
-    Prune(Floor, Pruned),
 }
 
 /// Whether a record in the bundle states a change of key. A bundle that cannot be read is kept: it is not understood.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::engine::{Engine, Found, Round};
 use super::keyfile;
-use super::prune::{PruneError, Pruned, Wish};
+use super::prune::{PruneError, PruneOptions, Pruned};
 use super::replay::Trouble;
 use super::store::Store;
 use super::{AcceptError, Finished, PublishError, PublishOptions, PublishStatus, Refusal};
@@ -41,7 +41,7 @@ struct State {
     /// What somebody else found, for the thread to state in the log.
     found: Option<Refusal>,
     /// What is to be pruned, until it is done.
-    wish: Option<Wish>,
+    wish: Option<PruneOptions>,
     pruned: Option<Result<Pruned, PruneError>>,
 }
 
@@ -147,6 +147,7 @@ impl Publisher {
                     last_failure: None,
                     missing_in_log: 0,
                     minimum_index: engine.minimum(),
+                    pruned_in_segments: engine.in_segments(),
                     refused: None,
                     caught_up: false,
                 },
@@ -277,14 +278,14 @@ impl Publisher {
         Err(AcceptError::Refused(refusal))
     }
 
-    /// Gives up records below number `before`, of entries below place `limit`, and returns when that is done. A record
-    /// announces it, a checkpoint covers that record, and only then whole bundles of 256 entries and whole segments are
-    /// removed; so a few more records stay than were asked for. All hashes stay, so every other record can be proven as
-    /// before. Bundles with a record that states a change of key stay too. Until `timeout` is over; then it goes on by itself.
+    /// Gives up old records, and returns when that is done. A record announces it, a checkpoint covers that record, and only
+    /// then whole bundles of 256 entries and whole segments are removed. All hashes stay, so every other record can be
+    /// proven as before. Bundles with a record that states a change of key stay too. Waits until `timeout` is over; then it
+    /// goes on by itself.
     ///
     /// # Errors
     /// [`PruneError`].
-    pub fn prune(&self, before: u64, limit: u64, timeout: Duration) -> Result<Pruned, PruneError> {
+    pub fn prune(&self, options: PruneOptions, timeout: Duration) -> Result<Pruned, PruneError> {
         let mut state = self.control.lock();
         if let Some(refusal) = &state.status.refused {
             return Err(PruneError::Refused(refusal.clone()));
@@ -292,7 +293,7 @@ impl Publisher {
         if state.ended || state.finishing {
             return Err(PruneError::Closed);
         }
-        state.wish = Some(Wish { before, limit });
+        state.wish = Some(options);
         state.pruned = None;
         drop(state);
         self.shared.wake_publisher();
@@ -418,14 +419,15 @@ impl Worker {
 
     /// Does what was wished for, as far as it can be done now.
     fn prune(&mut self) {
-        let Some(wish) = self.control.lock().wish else { return };
-        let done = match self.engine.prune(wish) {
+        let Some(wish) = self.control.lock().wish.clone() else { return };
+        let done = match self.engine.prune(&wish) {
             Ok(None) => return,
             Ok(Some(pruned)) => Ok(pruned),
             Err(error) => Err(error),
         };
         let mut state = self.control.lock();
         state.status.minimum_index = self.engine.minimum();
+        state.status.pruned_in_segments = self.engine.in_segments();
         (state.wish, state.pruned) = (None, Some(done));
         drop(state);
         self.control.changed.notify_all();
@@ -463,6 +465,7 @@ impl Worker {
         status.cosigned_size = status.cosigned_size.max(self.engine.cosigned);
         status.missing_in_log = self.engine.missing;
         status.minimum_index = self.engine.minimum();
+        status.pruned_in_segments = self.engine.in_segments();
         status.caught_up = caught_up && status.refused.is_none();
         status.vkey = self.engine.key().to_string();
         state.keys.clone_from(&self.engine.keys);

@@ -346,7 +346,9 @@ pub enum NoteError {
     #[error("this is no signed note: a text, an empty line and signature lines are expected; take another copy")]
     Malformed,
     /// None of the signatures is by a key that is known.
-    #[error("the note is not signed by any key that is trusted here; it names {signers}: check the key given")]
+    #[error(
+        "the note is not signed by any key that is trusted here; it names {signers}: check the key given; a log that changed its key has signed this with the key of that time"
+    )]
     Unknown {
         /// The names and IDs under the note.
         signers: String,

@@ -31,8 +31,8 @@ pub(crate) enum Audit {
 /// `vram audit show`
 #[derive(Debug, Args)]
 pub(crate) struct AuditShow {
-    /// The log's directory [default: --audit-dir, else the state directory's].
-    pub(crate) dir: Option<PathBuf>,
+    /// The log's directory, published files or URL [default: --audit-dir, else the state directory's].
+    pub(crate) log: Option<String>,
     #[command(flatten)]
     pub(crate) filter: Filter,
     /// Only the last N of what is left.
@@ -93,6 +93,9 @@ pub(crate) struct AuditProve {
     pub(crate) seq: u64,
     /// The log's directory, published directory or URL [default: --audit-dir, else the state directory's].
     pub(crate) log: Option<String>,
+    /// A file with the record, where the log itself has given it up: a line of `audit export`, in either format.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
     /// Where the proof goes [default: record-SEQ.tlog-proof].
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
@@ -116,8 +119,8 @@ pub(crate) struct AuditCheckProof {
 /// `vram audit export`
 #[derive(Debug, Args)]
 pub(crate) struct AuditExport {
-    /// The log's directory [default: --audit-dir, else the state directory's].
-    pub(crate) dir: Option<PathBuf>,
+    /// The log's directory, published files or URL [default: --audit-dir, else the state directory's].
+    pub(crate) log: Option<String>,
     /// What a line is: an event of the Open Cybersecurity Schema Framework, or a record with its place in the log.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: ExportFormat,
@@ -137,6 +140,9 @@ pub(crate) struct AuditPrune {
     /// A copy of the published log: a directory or URL. What it does not have yet is kept.
     #[arg(long = "replica", value_name = "DIR|URL")]
     pub(crate) replicas: Vec<String>,
+    /// Only say what would go.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// `vram audit subject`

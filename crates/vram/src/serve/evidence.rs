@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use audit_logging::publish::{PruneError, Pruned, Publisher};
+use audit_logging::publish::{PruneError, PruneOptions, Pruned, Publisher};
 use audit_replication::{
     Location, Observer, Options, Published, ReplicaOptions, ReplicaStatus, Replication, State, Status, StoreOptions,
     Witness, WitnessOptions, WitnessStatus,
@@ -91,6 +91,8 @@ fn replica(section: &ReplicaSection) -> Result<ReplicaOptions, Failure> {
 pub(crate) struct Evidence {
     publisher: Arc<Publisher>,
     replication: Option<Replication>,
+    /// How long records are kept; for ever without.
+    keep: Option<Duration>,
 }
 
 impl Evidence {
@@ -129,7 +131,7 @@ impl Evidence {
                 Some(started.map_err(|error| Failure::new("audit", error.to_string()))?)
             }
         };
-        let evidence = Self { publisher, replication };
+        let evidence = Self { publisher, replication, keep: plan.keep };
         evidence.show();
         Ok(Some(evidence))
     }
@@ -156,6 +158,8 @@ impl Evidence {
             vkey: signed.vkey,
             signed_records: signed.signed_size,
             pruned_records: signed.minimum_index,
+            pruned_in_segments: signed.pruned_in_segments,
+            keep_seconds: self.keep.map(|keep| keep.as_secs()),
             refused: signed.refused.map(|refusal| refusal.to_string()),
             replicas: elsewhere.replicas.into_iter().map(view_of_replica).collect(),
             witnesses: elsewhere.witnesses.into_iter().map(view_of_witness).collect(),
@@ -165,10 +169,10 @@ impl Evidence {
     }
 
     /// Gives up the records below this number, as far as every replica has them.
-    pub(super) fn prune(&self, before: u64) -> Result<Pruned, PruneError> {
+    pub(super) fn prune(&self, before: u64, keep: Duration) -> Result<Pruned, PruneError> {
         let replicas = self.replication.as_ref().map(|replication| replication.status().replicas).unwrap_or_default();
         let limit = replicas.iter().map(|replica| replica.size).min().unwrap_or(u64::MAX);
-        self.publisher.prune(before, limit, PRUNING)
+        self.publisher.prune(PruneOptions { limit, keep: Some(keep), ..PruneOptions::before(before) }, PRUNING)
     }
 
     /// To be called after the log was closed and its last checkpoint published. What does not get away in time gets away

@@ -57,6 +57,10 @@ pub(crate) struct EvidenceView {
     pub(crate) signed_records: u64,
     /// Of these, how many were given up as too old.
     pub(crate) pruned_records: u64,
+    /// Of those, how many still stand in the log's segments.
+    pub(crate) pruned_in_segments: u64,
+    /// How long records are kept; for ever without.
+    pub(crate) keep_seconds: Option<u64>,
     /// Why nothing more is signed, where that is so.
     pub(crate) refused: Option<String>,
     pub(crate) replicas: Vec<ElsewhereView>,

@@ -41,6 +41,6 @@ impl Retention {
 /// The log itself tells of what was given up, and the status of why nothing was.
 fn prune(evidence: &Evidence, dir: &std::path::Path, keep: Duration) -> Result<(), Failure> {
     let before = first_younger(dir, keep)?;
-    let pruned = evidence.prune(before);
+    let pruned = evidence.prune(before, keep);
     pruned.map(drop).map_err(|error| Failure::new("audit", error.to_string()))
 }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use audit_logging::reader;
-use audit_logging::{ReadError, Record};
+use audit_logging::Record;
 use serde::Serialize;
 
 use super::filter::Wanted;
+use super::records::{Item, records};
 use super::show::{Line, line};
-use super::{Place, broken, ocsf, read};
-use crate::cli::{AuditExport, ExportFormat};
+use super::{Place, broken, ocsf, place};
+use crate::cli::{AuditExport, ExportFormat, Global};
 use crate::exit::Failure;
 use crate::output::Out;
 
@@ -24,43 +24,49 @@ struct Placed<'a> {
 }
 
 /// Prints them. A log that is not as it was written is exported as far as it is good, and ends with exit code 3.
-pub(super) fn run(options: &AuditExport, dir: &Path, out: &Out) -> Result<(), Failure> {
+pub(super) fn run(options: &AuditExport, global: &Global, out: &Out) -> Result<(), Failure> {
+    let found = place::find(options.log.as_deref(), global)?;
     // Whatever was asked for: what comes out is JSON.
     let out = &out.for_programs();
     let wanted = Wanted::of(&options.filter);
-    let records = read(dir, reader::records(dir))?;
-    let (mut index, mut violations) = (Some(records.pruned()), 0_u64);
-    for item in records {
-        let record = match item {
-            Ok(record) => record,
-            Err(ReadError::Violation(violation)) => {
-                out.warn(format_args!("warning: {violation}"));
-                // How many records are missing is not known, so neither is any later one's place.
-                index = None;
+    let mut violations = 0_u64;
+    let mut all = records(&found)?;
+    for item in &mut all {
+        match item? {
+            Item::Wrong(wrong) => {
+                out.warn(format_args!("warning: {wrong}"));
                 violations = violations.saturating_add(1);
-                continue;
             }
-            Err(error) => return Err(error.into()),
-        };
-        if wanted.has(&record) {
-            print(&record, &Place::of(&record, index), options.format, out);
+            Item::Record { record, index, in_segment } if wanted.has(&record) => {
+                print(&record, in_segment, &Place::of(&record, index), options.format, out);
+            }
+            Item::Record { .. } => {}
         }
-        index = index.map(|index| index.saturating_add(1));
         if out.is_closed() {
             return Ok(());
         }
     }
+    if all.gone() > 0 {
+        out.warn(format_args!(
+            "warning: {} published records are not there: pruned, or missing; vram audit verify tells which",
+            all.gone()
+        ));
+    }
     match violations {
         0 => out.finish(),
-        _ => Err(Failure { in_report: true, ..broken(dir, violations) }),
+        _ => Err(Failure { in_report: true, ..broken(Path::new(&found.shown), violations) }),
     }
 }
 
-fn print(record: &Record, place: &Place, format: ExportFormat, out: &Out) {
+fn print(record: &Record, in_segment: bool, place: &Place, format: ExportFormat, out: &Out) {
     match format {
         ExportFormat::Ocsf => ocsf::event(record, place, |event| out.object(event)),
         ExportFormat::Ndjson => {
-            out.object(&Placed { tree_index: place.index, leaf_hash: &place.leaf_hash, line: line(record) });
+            out.object(&Placed {
+                tree_index: place.index,
+                leaf_hash: &place.leaf_hash,
+                line: line(record, in_segment),
+            });
         }
     }
 }

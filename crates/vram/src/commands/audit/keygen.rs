@@ -44,9 +44,12 @@ pub(super) fn run(options: &AuditKeygen, global: &Global, out: &Out) -> Result<(
     }
     let vkey = key.verifier().to_string();
     // What others are given is there before the log can be signed with it.
-    if !options.rotate {
-        write_new(&publish::verifier_file(&target), format!("{vkey}\n").as_bytes(), 0o644, false)?;
+    let public = publish::verifier_file(&target);
+    if options.rotate && !target.exists() {
+        // Of a rotation that ended half-way.
+        let _ = std::fs::remove_file(&public);
     }
+    write_new(&public, format!("{vkey}\n").as_bytes(), 0o644, options.rotate)?;
     write_new(&target, format!("{}\n", *key.to_text()).as_bytes(), 0o600, options.rotate)?;
     out.line(format_args!("{vkey}"));
     let shown = printable(&target.to_string_lossy());

@@ -90,8 +90,14 @@ pub(super) fn given(words: &[String], flag: &str, wanted: Algorithm) -> Result<V
         let path = Path::new(word);
         let text = if path.is_file() { read(path, flag)? } else { word.clone() };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let key = VerifierKey::parse(line)
-                .map_err(|error| Failure::usage(format!("{flag} {word} is neither a file nor a key: {error}")))?;
+            let key = VerifierKey::parse(line).map_err(|error| {
+                let what = match (path.is_file(), word.contains('+')) {
+                    (true, _) => format!("{flag} {word} holds no key: {error}"),
+                    (false, true) => format!("{flag} {word} is no key: {error}"),
+                    (false, false) => format!("{flag} {word}: there is no such file, and it is no key; check the path"),
+                };
+                Failure::usage(what)
+            })?;
             if key.algorithm() != wanted {
                 let what = if wanted == Algorithm::Cosignature { "a witness" } else { "a log" };
                 return Err(Failure::usage(format!("{flag}: the key {} is not the key of {what}", key.name())));

@@ -8,13 +8,14 @@ mod ocsf;
 mod place;
 mod proof;
 mod prune;
+mod records;
 mod show;
 mod signed;
 mod subject;
 mod verify;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use audit_logging::reader::{self, Violation};
 use audit_logging::tlog::entry::Entry;
@@ -25,14 +26,13 @@ use serde_json::Value;
 use crate::cli::{Audit, Global};
 use crate::exit::Failure;
 use crate::output::Out;
-use crate::state;
 
 /// Does what was asked about a log.
 pub(super) fn run(audit: &Audit, global: &Global, out: &Out) -> Result<(), Failure> {
     match audit {
-        Audit::Show(options) => show::run(options, &directory(options.dir.as_deref(), global)?, out),
+        Audit::Show(options) => show::run(options, global, out),
         Audit::Verify(options) => verify::run(options, global, out),
-        Audit::Export(options) => export::run(options, &directory(options.dir.as_deref(), global)?, out),
+        Audit::Export(options) => export::run(options, global, out),
         Audit::Keygen(options) => keygen::run(options, global, out),
         Audit::Prove(options) => proof::prove(options, global, out),
         Audit::CheckProof(options) => proof::check(options, out),
@@ -61,10 +61,6 @@ fn not_begun(dir: &Path, error: &ReadError) -> Option<Failure> {
 
 fn read<T>(dir: &Path, read: Result<T, ReadError>) -> Result<T, Failure> {
     read.map_err(|error| not_begun(dir, &error).unwrap_or_else(|| error.into()))
-}
-
-fn directory(named: Option<&Path>, global: &Global) -> Result<PathBuf, Failure> {
-    named.map_or_else(|| state::audit_dir(global), |dir| Ok(dir.to_owned()))
 }
 
 pub(crate) use prune::first_younger;

@@ -8,7 +8,7 @@ use audit_logging::tlog::entry::{self, Entry};
 use audit_logging::tlog::note::{Algorithm, Verified, VerifierKey};
 use audit_logging::tlog::proof::{self, MAX_PROOF, Proof, ProofError};
 use audit_logging::tlog::source::Source;
-use audit_logging::tlog::tree::{TILE_WIDTH, Tile, TreeError};
+use audit_logging::tlog::tree::{TILE_WIDTH, Tile, TreeError, read_tile};
 use audit_logging::{Kind, Record};
 use serde::Serialize;
 use serde_json::Value;
@@ -60,7 +60,10 @@ pub(super) fn prove(options: &AuditProve, global: &Global, out: &Out) -> Result<
     }
     let bytes = published.get("checkpoint").map_err(unreadable)?.ok_or_else(|| unpublished(&found.shown))?;
     let (checkpoint, _) = Checkpoint::verify(&bytes, &keys.keys).map_err(|error| refused(&error.into()))?;
-    let (index, entry) = look_up(published, checkpoint.size, options.seq)?;
+    let (index, entry) = match &options.record {
+        Some(path) => recognise(published, checkpoint.size, options.seq, entry_in(&read_file(path, MAX_RECORD)?)?)?,
+        None => look_up(published, checkpoint.size, options.seq)?,
+    };
     let mut proof = proof::prove(published, &keys.keys, index).map_err(|error| refused(&error))?;
     // What does not hold is better noticed here than by whoever it is sent to.
     let proven = proof.check(&entry, &keys.keys, &[], 0).map_err(|error| refused(&error))?;
@@ -129,10 +132,34 @@ fn look_up(source: &dyn Source, size: u64, seq: u64) -> Result<(u64, Vec<u8>), F
     }
     if gone {
         return Err(absent(
-            "was pruned, or is missing; a replica that still has it can prove it: name it behind the number",
+            "was pruned, or is missing; a replica that still has it can prove it (name it behind the number), and so can whoever kept the record (--record)",
         ));
     }
     Err(absent("is not published: it is above the last signed one, or there is none of this number"))
+}
+
+/// Finds a record that somebody kept by its hash, which the log keeps for ever.
+fn recognise(source: &dyn Source, size: u64, seq: u64, entry: Vec<u8>) -> Result<(u64, Vec<u8>), Failure> {
+    let parsed = Entry::parse(&entry).map_err(|error| damaged(&error.to_string()))?;
+    if parsed.seq != seq {
+        return Err(Failure::usage(format!("--record holds record {} and not record {seq}", parsed.seq)));
+    }
+    let hash = parsed.hash().0;
+    // As many before it as there are smaller numbers, or fewer.
+    let last = size.min(seq).saturating_sub(1) / TILE_WIDTH;
+    for number in (0..=last).rev() {
+        let width = size.saturating_sub(number.saturating_mul(TILE_WIDTH)).min(TILE_WIDTH);
+        let tile = u16::try_from(width).ok().and_then(|width| Tile::hashes(0, number, width));
+        let Some(tile) = tile else { break };
+        let bytes = read_tile(source, tile).map_err(|error| refused(&error.into()))?;
+        if let Some(at) = bytes.chunks_exact(hash.len()).position(|there| *there == hash) {
+            return Ok((tile.start().saturating_add(at as u64), entry));
+        }
+    }
+    Err(Failure::integrity(
+        "proof",
+        format!("the log has no record {seq} like the one in --record: it was changed, or is of another log"),
+    ))
 }
 
 /// A bundle, as it is there: the partial one of this size, or the full one that came after it.
@@ -191,7 +218,7 @@ pub(super) fn check(options: &AuditCheckProof, out: &Out) -> Result<(), Failure>
         tree_size: proven.checkpoint.size,
         tree_index: proof.index,
         cosigned_by: proven.cosignatures.iter().map(|by| Witnessed { name: &by.name, time: by.time }).collect(),
-        record: line(&record),
+        record: line(&record, false),
     });
     Ok(())
 }
@@ -251,7 +278,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
-fn unpublished(shown: &str) -> Failure {
+pub(super) fn unpublished(shown: &str) -> Failure {
     let message = format!(
         "{shown} is not signed: nothing of it can be proven; vram audit keygen makes a key, and the log is signed from \
          the next run on"
@@ -259,7 +286,7 @@ fn unpublished(shown: &str) -> Failure {
     Failure::new("unsigned", message)
 }
 
-fn unreadable(error: impl std::fmt::Display) -> Failure {
+pub(super) fn unreadable(error: impl std::fmt::Display) -> Failure {
     Failure::new("audit", error.to_string())
 }
 

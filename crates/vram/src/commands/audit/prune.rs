@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use audit_logging::publish::{AcceptError, PruneError, Pruned, Publisher};
+use audit_logging::publish::{AcceptError, PruneError, PruneOptions, Pruned, Publisher};
 use audit_logging::{Clock, ReadError, SystemClock, reader};
 use serde::Serialize;
 
@@ -21,7 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Serialize)]
 struct Done {
+    dry_run: bool,
+    /// Entries that went.
     pruned: u64,
+    /// Entries below the limit that stay published, with a change of key among them.
+    kept: u64,
+    /// Records below the limit that still stand in segments.
+    in_segments: u64,
     minimum_index: u64,
     first_seq: u64,
     first_segment: u64,
@@ -39,11 +45,21 @@ pub(super) fn run(options: &AuditPrune, global: &Global, out: &Out) -> Result<()
         (None, age) => first_younger(&dir, age.map_or(Duration::MAX, |age| age.0))?,
     };
     let copies = options.replicas.iter().map(|named| place::open_copy(named)).collect::<Result<Vec<_>, _>>()?;
+    let actor = state::subject_key(true)?.user(rustix::process::getuid().as_raw());
     let (trail, publisher) = Trail::open_signed(global)?;
-    let pruned = limit(&publisher, &copies).and_then(|limit| publisher.prune(before, limit, PATIENCE).map_err(failed));
+    let pruned = limit(&publisher, &copies).and_then(|limit| {
+        let wish = PruneOptions {
+            limit,
+            keep: options.older_than.map(|age| age.0),
+            actor: Some(actor.to_string()),
+            dry_run: options.dry_run,
+            ..PruneOptions::before(before)
+        };
+        publisher.prune(wish, PATIENCE).map_err(failed)
+    });
     drop(publisher);
     let closed = trail.close(out);
-    tell(&pruned?, out);
+    tell(&pruned?, options.dry_run, out);
     closed.map(drop)
 }
 
@@ -59,7 +75,8 @@ fn limit(publisher: &Publisher, copies: &[place::Remote]) -> Result<u64, Failure
     let mut limit = u64::MAX;
     if !copies.is_empty() {
         // Returns once everything that was signed is read, so that no copy looks as if it were ahead.
-        publisher.prune(0, 0, PATIENCE).map_err(failed)?;
+        let look = PruneOptions { dry_run: true, ..PruneOptions::before(0) };
+        publisher.prune(look, PATIENCE).map_err(failed)?;
     }
     for copy in copies {
         let shown = printable(&copy.shown);
@@ -74,19 +91,30 @@ fn limit(publisher: &Publisher, copies: &[place::Remote]) -> Result<u64, Failure
     Ok(limit)
 }
 
-fn tell(pruned: &Pruned, out: &Out) {
-    let Pruned { minimum_index, first_seq, entries, first_segment } = *pruned;
+fn tell(pruned: &Pruned, dry_run: bool, out: &Out) {
+    let Pruned { minimum_index, first_seq, entries, kept, in_segments, first_segment } = *pruned;
     let ok = out.styled(Style::Green, "ok");
-    match entries {
-        0 => out.line(format_args!(
-            "{ok} nothing to give up: records go in bundles of {BUNDLE}, and the first one kept is number {first_seq}"
+    match (entries, dry_run) {
+        (0, _) => out.line(format_args!(
+            "{ok} nothing more to give up: records go in bundles of {BUNDLE}, and all before record {first_seq} are dealt with"
         )),
-        _ => out.line(format_args!(
-            "{ok} {entries} records were given up; the first one published is number {first_seq}, the first segment kept \
-             is {first_segment}, and every hash is still there"
+        (_, true) => out.line(format_args!(
+            "{entries} published records would go, all before record {first_seq}; their hashes would stay"
+        )),
+        (_, false) => out.line(format_args!(
+            "{ok} {entries} published records are gone, all before record {first_seq}; their hashes are still there"
         )),
     }
-    out.object(&Done { pruned: entries, minimum_index, first_seq, first_segment });
+    if kept > 0 {
+        out.line(format_args!("   {kept} before it stay: a change of key stands beside them, which verifiers follow"));
+    }
+    if in_segments > 0 {
+        out.line(format_args!(
+            "   {in_segments} before it still stand in the log's own segment {first_segment}, which goes once all of its \
+             records are given up"
+        ));
+    }
+    out.object(&Done { dry_run, pruned: entries, kept, in_segments, minimum_index, first_seq, first_segment });
 }
 
 /// The number of the first record in a log that is younger than this; above all numbers if none is. Goes by what the

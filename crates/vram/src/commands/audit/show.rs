@@ -1,18 +1,20 @@
-//! `vram audit show`: the records, for people or programs. Takes no lock and writes nothing.
+//! `vram audit show`: the records, for people or programs, of a log or of what is published of it. Takes no lock and writes
+//! nothing.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::path::Path;
 
-use audit_logging::reader::{self, Violation};
-use audit_logging::{Kind, ReadError, Record, Severity};
+use audit_logging::{Kind, Record, Severity};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::filter::Wanted;
-use super::{Leaf, Named, broken, read, word};
-use crate::cli::AuditShow;
+use super::place;
+use super::records::{Item, Wrong, records};
+use super::{Leaf, broken, word};
+use crate::cli::{AuditShow, Global};
 use crate::exit::Failure;
 use crate::output::{Out, Style, hex, printable, size};
 
@@ -20,21 +22,24 @@ use crate::output::{Out, Style, hex, printable, size};
 const NOT_REPEATED: [&str; 11] =
     ["v", "time", "time_ns", "monotonic_ns", "time_unix_ms", "device", "severity", "event", "log", "shard_id", "seal"];
 
-pub(super) fn run(options: &AuditShow, dir: &Path, out: &Out) -> Result<(), Failure> {
+pub(super) fn run(options: &AuditShow, global: &Global, out: &Out) -> Result<(), Failure> {
+    let found = place::find(options.log.as_deref(), global)?;
     let wanted = Wanted::of(&options.filter);
     let last = options.last.map(|last| usize::try_from(last.get()).unwrap_or(usize::MAX));
-    let mut kept: VecDeque<Result<Record, Violation>> = VecDeque::new();
-    let (mut shown, mut violations) = (0_u64, 0_u64);
-    for item in read(dir, reader::records(dir))? {
-        let item = match item {
-            Ok(record) => Ok(record),
-            Err(ReadError::Violation(violation)) => Err(violation),
-            Err(error) => return Err(error.into()),
-        };
+    let mut kept: VecDeque<Item> = VecDeque::new();
+    let (mut shown, mut violations, mut first) = (0_u64, 0_u64, None);
+    let mut all = records(&found)?;
+    for item in &mut all {
+        let item = item?;
         match &item {
-            Ok(record) if !wanted.has(record) => continue,
-            Ok(_) => shown = shown.saturating_add(1),
-            Err(_) => violations = violations.saturating_add(1),
+            Item::Record { record, .. } => {
+                first = first.or(Some(record.seq));
+                if !wanted.has(record) {
+                    continue;
+                }
+                shown = shown.saturating_add(1);
+            }
+            Item::Wrong(_) => violations = violations.saturating_add(1),
         }
         match last {
             None => print(&item, out),
@@ -50,31 +55,46 @@ pub(super) fn run(options: &AuditShow, dir: &Path, out: &Out) -> Result<(), Fail
         }
     }
     kept.iter().for_each(|item| print(item, out));
+    let named = printable(&found.shown);
+    if all.gone() > 0 {
+        out.warn(format_args!(
+            "{} published records are not there: pruned, or missing; vram audit verify tells which",
+            all.gone()
+        ));
+    }
     if shown == 0 {
         // A misspelt event must not look like one that never happened.
-        out.warn(format_args!("no record of {} is what was asked for", printable(&dir.to_string_lossy())));
+        out.warn(format_args!("no record of {named} is what was asked for"));
+        if let Some(first) = first.filter(|&first| first > 1) {
+            out.warn(format_args!("the first record that is there is number {first}: those before it were pruned"));
+        }
     }
     match violations {
         0 => Ok(()),
-        _ => Err(broken(dir, violations)),
+        _ => Err(broken(Path::new(&found.shown), violations)),
     }
 }
 
-fn print(item: &Result<Record, Violation>, out: &Out) {
+fn print(item: &Item, out: &Out) {
     match item {
-        Err(violation) => {
-            out.line(out.styled(Style::Red, format_args!("      !! {violation}")));
-            out.object(&ViolationLine { violation: violation.into() });
+        Item::Wrong(wrong) => {
+            out.line(out.styled(Style::Red, format_args!("      !! {wrong}")));
+            out.object(&ViolationLine { violation: wrong });
         }
-        Ok(record) if out.json => out.object(&line(record)),
-        Ok(record) => print_record(record, out),
+        Item::Record { record, in_segment, .. } if out.json => out.object(&line(record, *in_segment)),
+        Item::Record { record, .. } => print_record(record, out),
     }
 }
 
 /// A record on a line for people.
 pub(super) fn print_record(record: &Record, out: &Out) {
     let leaf = Leaf::of(record);
-    let name = if record.kind == Kind::Event { leaf.text("event") } else { record.kind.as_str() };
+    let name = match record.kind {
+        Kind::Event => leaf.text("event"),
+        // Such as key or pruned.
+        Kind::Publication if !leaf.text("log").is_empty() => leaf.text("log"),
+        kind => kind.as_str(),
+    };
     let severity = match record.severity {
         Severity::Critical => out.styled(Style::Yellow, "CRITICAL"),
         Severity::Routine => "routine ".to_owned(),
@@ -117,8 +137,10 @@ pub(super) struct Line<'a> {
     seq: u64,
     severity: &'static str,
     kind: &'static str,
-    segment: u64,
-    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segment: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
     /// The record's own bytes, verbatim.
     #[serde(skip_serializing_if = "Option::is_none")]
     record: Option<&'a RawValue>,
@@ -128,11 +150,12 @@ pub(super) struct Line<'a> {
 }
 
 #[derive(Serialize)]
-struct ViolationLine {
-    violation: Named,
+struct ViolationLine<'a> {
+    violation: &'a Wrong,
 }
 
-pub(super) fn line(record: &Record) -> Line<'_> {
+/// A record for programs, with its place in the log's own segments where it comes from there.
+pub(super) fn line(record: &Record, in_segment: bool) -> Line<'_> {
     // A line break inside the record would make two lines of it.
     let text = std::str::from_utf8(&record.leaf).ok().filter(|text| !text.contains(['\n', '\r']));
     let verbatim = text.and_then(|text| serde_json::from_str(text).ok());
@@ -140,8 +163,8 @@ pub(super) fn line(record: &Record) -> Line<'_> {
         seq: record.seq,
         severity: word(record.severity),
         kind: record.kind.as_str(),
-        segment: record.segment,
-        offset: record.offset,
+        segment: in_segment.then_some(record.segment),
+        offset: in_segment.then_some(record.offset),
         record_hex: verbatim.is_none().then(|| hex(&record.leaf)),
         record: verbatim,
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use audit_logging::evidence::{self, EvidenceError, Held, Question, Ranges, Report, Violation, What};
+use audit_logging::evidence::{self, EvidenceError, Held, Pruning, Question, Ranges, Report, Violation, What};
 use audit_logging::publish::{self, SignedState};
 use audit_logging::tlog::entry::{self, Entry};
 use audit_logging::tlog::source::Source;
@@ -42,6 +42,9 @@ pub(super) struct SignedLine<'a> {
     ranges: RangesLine,
     cosigned_by: Vec<Cosigned<'a>>,
     statement: String,
+    /// Entries of which only the hashes are there.
+    pruned: u64,
+    prunings: Vec<PruningLine>,
     compared: u64,
     violations_total: u64,
     violations: Vec<ViolationLine<'a>>,
@@ -60,6 +63,23 @@ struct RangesLine {
 struct Cosigned<'a> {
     name: &'a str,
     time: Option<u64>,
+}
+
+/// A record that announces a pruning.
+#[derive(Serialize)]
+struct PruningLine {
+    record: u64,
+    minimum_index: u64,
+    first_seq: u64,
+    time_unix_ms: u64,
+    keep_s: Option<u64>,
+}
+
+impl From<&Pruning> for PruningLine {
+    fn from(pruning: &Pruning) -> Self {
+        let Pruning { seq: record, minimum_index, first_seq, time_unix_ms, keep_s } = *pruning;
+        Self { record, minimum_index, first_seq, time_unix_ms, keep_s }
+    }
 }
 
 #[derive(Serialize)]
@@ -109,8 +129,8 @@ pub(super) fn verify(
         error => Failure::new("audit", error.to_string()),
     })?;
     if !witnesses.is_empty() && report.ranges.cosigned == 0 {
-        let detail = format!("{quorum} of the witnesses given must have cosigned");
-        add(&mut report, What::CosignedInvalid, None, "cosigned", detail);
+        let detail = format!("{quorum} of the {} given are asked for", witnesses.len());
+        add(&mut report, What::NotCosigned, None, "cosigned", detail);
     }
     if let Some(age) = options.max_age {
         let newest = match witnesses.is_empty() {
@@ -209,8 +229,16 @@ impl Signed {
         }
         if report.pruned > 0 {
             out.line(format_args!(
-                "  pruned     {} entries, as a signed record announces; their hashes are kept",
+                "  pruned     {} entries, as signed records announce; their hashes are kept",
                 report.pruned
+            ));
+        }
+        for pruning in &report.prunings {
+            let Pruning { seq, minimum_index, first_seq, time_unix_ms, keep_s } = *pruning;
+            let time = rfc3339(time_unix_ms.saturating_mul(1_000_000));
+            let age = keep_s.map(|keep| format!(", records older than {} h", keep / 3600)).unwrap_or_default();
+            out.line(format_args!(
+                "             record {seq} of {time}: entries before {minimum_index}, record {first_seq}{age}"
             ));
         }
         for violation in &report.violations {
@@ -252,6 +280,8 @@ impl Signed {
             ranges: RangesLine { cosigned, replicated, signed, unsigned },
             cosigned_by: report.cosignatures.iter().map(|by| Cosigned { name: &by.name, time: by.time }).collect(),
             statement: report.statement(),
+            pruned: report.pruned,
+            prunings: report.prunings.iter().map(PruningLine::from).collect(),
             compared: report.compared,
             violations_total: report.violations_total,
             violations: report

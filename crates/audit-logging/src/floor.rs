@@ -26,6 +26,8 @@ pub(crate) struct Floor {
     pub(crate) index: u64,
     /// Bundles of published entries that end here or before are not kept. At least `index`.
     pub(crate) minimum: u64,
+    /// Changes of key that records before `minimum` state. Their bundles are kept, wherever they lie.
+    pub(crate) keys: u64,
     /// The record that announces all of this.
     pub(crate) leaf: Vec<u8>,
 }
@@ -33,9 +35,9 @@ pub(crate) struct Floor {
 impl Floor {
     /// The text of the record, without its time and its braces. `before`: the number of the first record still published.
     pub(crate) fn text(&self, before: u64) -> String {
-        let Self { segment, last_seq, index, minimum, .. } = self;
+        let Self { segment, last_seq, index, minimum, keys, .. } = self;
         format!(
-            r#""log":"pruned","before":{before},"minimum_index":{minimum},"segment":{segment},"last_seq":{last_seq},"index":{index}"#
+            r#""log":"pruned","before":{before},"minimum_index":{minimum},"segment":{segment},"last_seq":{last_seq},"index":{index},"keys":{keys}"#
         )
     }
 
@@ -54,6 +56,7 @@ impl Floor {
             last_seq: number("last_seq")?,
             index: number("index")?,
             minimum: number("minimum_index")?,
+            keys: number("keys")?,
             leaf: leaf.to_vec(),
         };
         Some(floor).filter(|floor| floor.index <= floor.minimum && floor.index <= floor.last_seq)
@@ -83,7 +86,7 @@ mod tests {
     #[test]
     fn the_longest_text_comes_back_and_half_of_it_does_not() {
         let max = u64::MAX;
-        let floor = Floor { segment: max, last_seq: max, index: max, minimum: max, leaf: Vec::new() };
+        let floor = Floor { segment: max, last_seq: max, index: max, minimum: max, keys: max, leaf: Vec::new() };
         let leaf = format!(r#"{{{},"time_unix_ms":{}}}"#, floor.text(max), i64::MIN);
         assert!(leaf.len() < control::ROOM);
         let back = Floor::announced(Kind::Publication, leaf.as_bytes()).unwrap();

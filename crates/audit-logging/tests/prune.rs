@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use audit_logging::evidence::{Report, What};
+use audit_logging::evidence::{self, Question, Report, What};
 use audit_logging::publish::{self, PruneError, PruneOptions, Pruned, Publisher, Refusal};
 use audit_logging::tlog::checkpoint::Checkpoint;
 use audit_logging::tlog::entry::{self, Entry};
@@ -258,7 +258,7 @@ fn nobody_can_make_records_go_by_saying_so() {
 fn forge(segment: u64, last_seq: u64) -> String {
     let minimum = last_seq.div_ceil(256) * 256;
     format!(
-        r#"{{"log":"pruned","before":{},"minimum_index":{minimum},"segment":{segment},"last_seq":{last_seq},"index":{last_seq},"time_unix_ms":1}}"#,
+        r#"{{"log":"pruned","before":{},"minimum_index":{minimum},"segment":{segment},"last_seq":{last_seq},"index":{last_seq},"keys":0,"time_unix_ms":1}}"#,
         last_seq + 1
     )
 }
@@ -410,4 +410,121 @@ fn without_a_publisher_a_pruned_log_is_a_log() {
     let count: u64 = text.split("\"records\":").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
     assert!(count + 1 >= last.seq - 2 && count > 1200, "{text} {}", last.seq);
     assert!(source(&vfs).get("tile/0/000").unwrap().is_some());
+}
+
+#[test]
+fn a_key_that_was_given_up_stays_given_up_whatever_is_taken_away() {
+    let vfs = MemVfs::default();
+    let old = make_key(&vfs);
+    let thief = publish::read_signer(&vfs, &key_file()).unwrap();
+    let mut session = Session::open(&vfs, 0);
+    session.write(300);
+    let new = publish::generate(&vfs, &publish::next_file(&key_file()), old.name()).unwrap();
+    session.publisher.publish_now();
+    until("the key is changed", || session.publisher.status().vkey == new.to_string());
+    session.write(800);
+    session.prune(900).unwrap();
+    session.write(1);
+    let status = session.close();
+    let keys = [old, new];
+    let intact = |vfs: &MemVfs| evidence::verify(&Question::new(&source(vfs), &keys)).unwrap();
+    assert!(intact(&vfs).is_intact(), "{:?}", intact(&vfs));
+    let checkpoint =
+        Checkpoint { origin: keys[0].name().to_owned(), size: status.signed_size, root: status.signed_root };
+    vfs.set_bytes(&tlog_dir().join("checkpoint"), &SignedNote::sign(&checkpoint.to_string(), &[&thief]).to_bytes());
+    assert_eq!(whats(&intact(&vfs)), [What::RetiredKey]);
+    let copy = vfs.copy();
+    copy.delete(&tlog_dir().join("tile/entries/001"));
+    assert!(whats(&intact(&copy)).contains(&What::KeysMissing), "{:?}", intact(&copy));
+    let rotation = vfs.names(&tlog_dir().join("rotation"))[0].clone();
+    vfs.delete(&tlog_dir().join("rotation").join(rotation));
+    assert!(whats(&intact(&vfs)).contains(&What::RotationInvalid), "{:?}", intact(&vfs));
+}
+
+#[test]
+fn a_record_that_nobody_signed_vouches_for_nothing_also_after_the_next_start() {
+    let vfs = MemVfs::default();
+    let key = make_key(&vfs);
+    let mut session = Session::open(&vfs, 0);
+    session.write(1000);
+    session.close();
+    // Written behind the end by somebody who knows the format and has no key: a log that nobody publishes takes it.
+    let log = AuditLog::open(&dir(), options(&vfs, 8192)).unwrap();
+    let all = reader::records_on(Arc::new(vfs.clone()), &dir()).unwrap().map(Result::unwrap);
+    let first = all.filter(|record| record.segment == 3).map(|record| record.seq).min().unwrap();
+    let forged = forge(3, first - 1);
+    assert!(log.emit_publication(Severity::Critical, forged.as_bytes()).is_durable());
+    assert!(log.close(WAIT).is_durable());
+    vfs.set_bytes(&dir().join("pruned"), forged.as_bytes());
+    vfs.delete(&segment(1));
+    vfs.delete(&segment(2));
+    vfs.delete(&tlog_dir().join("tile/entries/000"));
+    let session = Session::open(&vfs, 1 << 20);
+    until("it is refused", || session.publisher.status().refused.is_some());
+    assert_eq!(session.publisher.status().refused, Some(Refusal::Unannounced { segment: 3 }));
+    session.close();
+    assert!(whats(&verify(&vfs, &[key])).contains(&What::PruningUnannounced));
+}
+
+#[test]
+fn a_lost_file_is_named_and_an_honest_tile_is_not_accused() {
+    let vfs = MemVfs::default();
+    make_key(&vfs);
+    let mut session = Session::open(&vfs, 0);
+    session.write(1200);
+    let pruned = session.prune(800).unwrap();
+    session.close();
+    let refused = |vfs: &MemVfs| {
+        let session = Session::open(vfs, 1 << 20);
+        until("it is refused", || session.publisher.status().refused.is_some());
+        session.publisher.status().refused.unwrap()
+    };
+    let copy = vfs.copy();
+    let floor = copy.bytes(&dir().join("pruned"));
+    copy.delete(&dir().join("pruned"));
+    assert_eq!(refused(&copy), Refusal::Beginning { dir: dir() });
+    copy.set_bytes(&dir().join("pruned"), &floor);
+    let mut session = Session::open(&copy, 2 << 20);
+    session.write(1);
+    assert_eq!(session.close().refused, None, "and put back, it is good");
+    // A record whose bundle is gone, changed with the right checksums: the tile is right, and says so by the one above it.
+    let (_, record) = records(&vfs).into_iter().find(|(seq, _)| *seq < pruned.first_seq).unwrap();
+    let (path, at) = find(&vfs, &record);
+    reseal(&vfs, &path, at, record.len());
+    assert!(matches!(refused(&vfs), Refusal::Records { .. }), "{:?}", refused(&vfs));
+}
+
+#[test]
+fn a_lost_tile_accuses_no_record_and_what_is_no_file_hides_nothing() {
+    let vfs = MemVfs::default();
+    let key = make_key(&vfs);
+    let mut session = Session::open(&vfs, 0);
+    session.write(1400);
+    session.prune(800).unwrap();
+    session.close();
+    is_good(&vfs, &key);
+    let copy = vfs.copy();
+    copy.delete(&tlog_dir().join("tile/0/002"));
+    let report = verify(&copy, std::slice::from_ref(&key));
+    assert!(whats(&report).contains(&What::TileMissing), "{report:?}");
+    assert!(!whats(&report).contains(&What::RecordEdited), "{report:?}");
+    // Larger than any file, and beside it a record that was changed.
+    vfs.set_bytes(&tlog_dir().join("tile/0/004"), &vec![0; 17 << 20]);
+    vfs.flip(&tlog_dir().join("tile/entries/003"), 200);
+    let report = verify(&vfs, &[key]);
+    assert!(whats(&report).contains(&What::NoFile) && whats(&report).contains(&What::EntryEdited), "{report:?}");
+}
+
+#[test]
+fn the_present_key_is_no_next_one() {
+    let vfs = MemVfs::default();
+    let key = make_key(&vfs);
+    let same = vfs.bytes(&key_file());
+    let mut session = Session::open(&vfs, 0);
+    session.write(3);
+    vfs.set_bytes(&publish::next_file(&key_file()), &same);
+    session.write(3);
+    until("it is told", || session.publisher.status().last_failure.is_some_and(|told| told.contains("present key")));
+    session.close();
+    assert_eq!(is_good(&vfs, &key).keys.len(), 1);
 }

@@ -10,6 +10,7 @@
 mod blocks;
 mod bundle;
 mod order;
+mod sieve;
 mod signers;
 mod verify;
 mod wal;
@@ -173,6 +174,12 @@ pub enum What {
     CosignatureFromFuture,
     /// The change to another key is not signed as it must be.
     RotationInvalid,
+    /// Bundles with changes of key were taken away, which a pruning keeps.
+    KeysMissing,
+    /// What bears the name of a published file is none: not a regular file, or larger than any.
+    NoFile,
+    /// The file beside the key that says what was signed cannot be read.
+    StateDamaged,
     /// Something says that records were pruned, and no signed record announces it.
     PruningUnannounced,
 }
@@ -220,6 +227,9 @@ impl What {
             What::NotCosigned => "no checkpoint is cosigned by enough of the witnesses asked for",
             What::CosignatureFromFuture => "a cosignature is from the future",
             What::RotationInvalid => "the change to another key is not signed as it must be",
+            What::KeysMissing => "records that state a change of key are missing, which a pruning keeps",
+            What::NoFile => "what bears the name of a published file is none",
+            What::StateDamaged => "the file beside the key that says what was signed cannot be read",
             What::PruningUnannounced => "records were given up and no signed record announces it",
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::verify::MAX_UNTRUSTED;
 use super::{EvidenceError, Held, Question, Report, Violation, What, bundle};
 use crate::publish::key_in;
 use crate::tlog::checkpoint::Checkpoint;
@@ -103,6 +104,13 @@ impl<'a> Claims<'a> {
     pub(super) fn newest(&self) -> Option<&Checkpoint> {
         let own = self.own().or_else(|| self.claims.iter().find(|claim| claim.file == "cosigned"));
         own.map(|claim| &claim.checkpoint)
+    }
+
+    /// The size of a tree that is larger than anybody is believed whose key is not trusted yet.
+    pub(super) fn too_large_to_believe(&self, keys: &[VerifierKey]) -> Option<u64> {
+        let own = self.own().or_else(|| self.claims.iter().find(|claim| claim.file == "cosigned"))?;
+        let trusted = own.note.as_ref().is_some_and(|note| note.verify(keys).is_ok());
+        (!trusted && own.checkpoint.size > MAX_UNTRUSTED).then_some(own.checkpoint.size)
     }
 
     /// The sizes at which a root is needed.
@@ -300,10 +308,21 @@ impl Keys {
         let file = format!("rotation/{}", record.size);
         let named = |name| key_in(&record.leaf, name).and_then(|text| VerifierKey::parse(text).ok());
         let (Some(old), Some(new)) = (named("old"), named("new")) else { return Ok(true) };
+        if old == new {
+            return Ok(true);
+        }
         if !self.trusts(&old) && !self.trusts(&new) {
             return Ok(false);
         }
-        let Some(bytes) = question.source.get(&file)? else { return Ok(true) };
+        let Some(bytes) = question.source.get(&file)? else {
+            // A change that was stated and never made leaves nothing; one that was made, leaves this.
+            if self.trusts(&new) {
+                let (what, index) = (What::RotationInvalid, record.size.checked_sub(1));
+                let detail = "it is missing".to_owned();
+                report.add(Violation { what, record: Some(record.seq), index, file, detail });
+            }
+            return Ok(true);
+        };
         let signed = Checkpoint::verify(&bytes, std::slice::from_ref(&old))
             .and_then(|_| Checkpoint::verify(&bytes, std::slice::from_ref(&new)));
         let right = signed.as_ref().is_ok_and(|(signed, _)| (signed.size, signed.root) == (record.size, record.root));

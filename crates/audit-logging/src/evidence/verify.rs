@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::blocks::{Piece, Pieces, place};
 use super::order::Order;
+use super::sieve::Sieve;
 use super::signers::{Claims, KeyRecord, Keys};
 use super::wal::Wal;
 use super::{EvidenceError, Pruning, Question, Report, Violation, What, bundle};
@@ -17,6 +18,8 @@ use crate::tlog::tree::{Hash, MAX_SIZE, TILE_WIDTH, Tile, Tree, TreeError, read_
 
 /// Bundles and tiles missing one after the other, after which nobody looks for more.
 const MAX_ABSENT: u64 = 1000;
+/// Entries that are read on the word of a key that is not trusted yet: it may be one that the log changed to.
+pub(super) const MAX_UNTRUSTED: u64 = 1 << 22;
 /// How often a log that changes is read.
 const MAX_TRIES: u32 = 3;
 /// Changes of key that are followed.
@@ -40,8 +43,23 @@ pub fn verify(question: &Question<'_>) -> Result<Report, EvidenceError> {
 }
 
 fn verify_once(question: &Question<'_>) -> Result<Report, EvidenceError> {
+    let sieve = Sieve::new(question.source);
+    let mut report = verify_sieved(&Question { source: &sieve, ..question.clone() })?;
+    sieve.tell(&mut report);
+    Ok(report)
+}
+
+fn verify_sieved(question: &Question<'_>) -> Result<Report, EvidenceError> {
     let mut report = Report::default();
     let claims = Claims::gather(question, &mut report)?;
+    if let Some(size) = claims.too_large_to_believe(question.log_keys) {
+        let detail = format!(
+            "it speaks of {size} entries; a log of more than {MAX_UNTRUSTED} is followed only from the key that signs it now: \
+             give that one"
+        );
+        report.violation(What::WrongKey, "checkpoint", detail);
+        return Ok(report);
+    }
     let newest = claims.newest().cloned();
     let (size, root) = newest.as_ref().map_or((0, Hash::EMPTY_TREE), |newest| (newest.size, newest.root));
     report.origin = newest.as_ref().map(|newest| newest.origin.clone());
@@ -54,6 +72,7 @@ fn verify_once(question: &Question<'_>) -> Result<Report, EvidenceError> {
         root,
         gone: Vec::new(),
         announced: 0,
+        keys_announced: 0,
         sizes: claims.sizes().collect(),
         tree: Tree::new(),
         roots: BTreeMap::from([(0, Hash::EMPTY_TREE)]),
@@ -120,6 +139,8 @@ struct Flow<'a> {
     gone: Vec<(u64, u64)>,
     /// Entries before this one may be missing, as records announce.
     announced: u64,
+    /// Changes of key before that place, as the same record says.
+    keys_announced: u64,
     /// Where a root is needed.
     sizes: BTreeSet<u64>,
     tree: Tree,
@@ -189,10 +210,17 @@ impl Flow<'_> {
                 self.report.add(violation);
             }
         }
-        let minimum = self.question.source.get("minimum-index")?;
-        let minimum: Option<u64> = minimum.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok());
-        if let Some(minimum) = minimum.filter(|&minimum| minimum > announced) {
-            let detail = format!("it says that entries before {minimum} were, and records announce {announced}");
+        let keys = self.keys.iter().filter(|key| key.size <= announced).count() as u64;
+        if keys < self.keys_announced {
+            let detail = format!("{} before entry {announced} were kept, and {keys} are there", self.keys_announced);
+            let (what, file) = (What::KeysMissing, "tile/entries".to_owned());
+            self.report.add(Violation { what, record: None, index: None, file, detail });
+        }
+        let Some(minimum) = self.question.source.get("minimum-index")? else { return Ok(()) };
+        let minimum: Option<u64> = std::str::from_utf8(&minimum).ok().and_then(|text| text.trim().parse().ok());
+        if minimum.is_none_or(|minimum| minimum > announced) {
+            let says = minimum.map_or_else(|| "something".to_owned(), |minimum| format!("entries before {minimum}"));
+            let detail = format!("it says that {says} were, and records announce {announced}");
             let (what, file) = (What::PruningUnannounced, "minimum-index".to_owned());
             self.report.add(Violation { what, record: None, index: Some(announced), file, detail });
         }
@@ -248,6 +276,9 @@ impl Flow<'_> {
         let Some(hashes) = hashes else {
             self.broken = true;
             self.lose();
+            if let Some(wal) = &mut self.wal {
+                wal.skip(start, entries.end(), &mut self.report);
+            }
             return Ok(());
         };
         if tile.is_full() && self.suspect.is_none() && self.parent_of(tile)?.is_some_and(|up| Some(up) != over(&hashes))
@@ -290,7 +321,9 @@ impl Flow<'_> {
             wal.entry(bytes, &entry, index, &tile, &mut self.report);
         }
         if let Some(floor) = Floor::announced(entry.kind, entry.leaf).filter(|floor| floor.minimum <= index) {
-            self.announced = self.announced.max(floor.minimum);
+            if floor.minimum >= self.announced {
+                (self.announced, self.keys_announced) = (floor.minimum, floor.keys.max(self.keys_announced));
+            }
             let number = |name| control::number(entry.leaf, name);
             if self.report.prunings.len() < super::MAX_LISTED {
                 self.report.prunings.push(Pruning {

@@ -70,6 +70,17 @@ impl Wal {
         (self.complete, self.lost) = (false, true);
     }
 
+    /// The next published entries, of which nothing is known.
+    pub(super) fn skip(&mut self, start: u64, end: u64, report: &mut Report) {
+        let first = self.floor.as_ref().map_or(0, |floor| floor.index).max(start);
+        for _ in first..end {
+            if self.adrift || self.peek(report).is_none() {
+                return;
+            }
+            self.ahead = None;
+        }
+    }
+
     /// The next published entry, of which only the hash was kept.
     pub(super) fn hash(&mut self, hash: Hash, index: u64, report: &mut Report) {
         if self.adrift || self.floor.as_ref().is_some_and(|floor| index < floor.index) {

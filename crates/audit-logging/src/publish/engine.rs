@@ -18,7 +18,7 @@ use super::store::Store;
 use super::tail::{Piece, Reached, Tail};
 use super::{Refusal, json, keyfile};
 use crate::control;
-use crate::finding::Violation;
+use crate::finding::{Violation, What};
 use crate::floor::Floor;
 use crate::frame::{Frame, Kind};
 use crate::outcome::Severity;
@@ -89,7 +89,6 @@ pub(crate) struct Engine {
 /// What the start of a publisher found.
 pub(crate) struct Found {
     pub(crate) key: SigningKey,
-    pub(crate) next: Option<SigningKey>,
     /// What was signed, newest last.
     pub(crate) signed: Vec<Checkpoint>,
     /// What is kept beside the key of that.
@@ -110,7 +109,7 @@ impl Engine {
             tail: Tail::new(Arc::clone(&shared.vfs), &shared.dir, pruner.floor()),
             keys: vec![found.key.verifier().clone()],
             key: found.key,
-            rotation: found.next.map(|next| Rotation { next, seq: None, at: None }),
+            rotation: None,
             replay: Some(Replay::new(found.signed.clone(), pruner.minimum())),
             signed_before: found.signed,
             pruner,
@@ -201,7 +200,13 @@ impl Engine {
         let before = tail.settled();
         let reached = tail.poll(bound, &mut |piece| {
             match piece {
-                Piece::Damage(violation) => self.damage(&violation),
+                Piece::Damage(violation) => {
+                    if let Some(error) = self.lost_beginning(&violation) {
+                        trouble = Some(error);
+                        return ControlFlow::Break(());
+                    }
+                    self.damage(&violation);
+                }
                 Piece::Record(frame, segment) => {
                     records = records.saturating_add(1);
                     bytes = bytes.saturating_add(frame.leaf.len());
@@ -258,7 +263,9 @@ impl Engine {
                 pushed.map_err(|error| Trouble::Retry(error.to_string()))?;
             }
         }
-        self.pruner.saw(frame, segment, self.growth.size());
+        let size = self.growth.size();
+        let signed = self.replay.as_ref().is_some_and(|replay| size <= replay.target());
+        self.pruner.saw(frame, segment, size, signed);
         if kind == Kind::Publication && control::text(leaf, "log") == Some("key") {
             self.key_record(leaf);
         }
@@ -283,6 +290,13 @@ impl Engine {
     /// Whether the tree ends with the record that states the next key.
     fn is_rotating(&self) -> bool {
         self.rotation.as_ref().is_some_and(|rotation| rotation.at == Some(self.growth.size()))
+    }
+
+    /// A log without its beginning, and without the file that says so, of which other files say that it was pruned.
+    fn lost_beginning(&self, violation: &Violation) -> Option<Trouble> {
+        let begins = self.growth.size() == 0 && violation.what == What::SegmentMissing && self.pruner.floor().is_none();
+        let pruned = begins && matches!(self.store.read("minimum-index"), Ok(Some(_)));
+        pruned.then(|| Trouble::Refuse(Refusal::Beginning { dir: self.shared.dir.clone() }))
     }
 
     /// Something durable in the log is not as it was written. The log goes on with what is there, and so does this.
@@ -407,6 +421,11 @@ impl Engine {
     fn look_for_next_key(&mut self) {
         if self.rotation.is_none() {
             match keyfile::read_next(&*self.shared.vfs, &self.key_file, &self.signed.origin) {
+                // The present key once more is no change.
+                Ok(Some(next)) if next.verifier() == self.key.verifier() => {
+                    let next = keyfile::next_file(&self.key_file);
+                    self.key_trouble = Some(format!("{} holds the present key: remove it", next.display()));
+                }
                 Ok(next) => {
                     self.key_trouble = None;
                     self.rotation = next.map(|next| Rotation { next, seq: None, at: None });
@@ -448,6 +467,8 @@ impl Engine {
             Refusal::Unannounced { segment } => {
                 format!(r#""log":"conflict","what":"pruned","segment":{segment}"#)
             }
+            Refusal::Beginning { .. } => r#""log":"conflict","what":"pruned file missing""#.to_owned(),
+            Refusal::Records { file } => format!(r#""log":"conflict","what":"records","file":"{}""#, json(file)),
             Refusal::Irreplaceable { file } => {
                 format!(r#""log":"conflict","what":"file pruned","file":"{}""#, json(file))
             }

@@ -90,7 +90,7 @@ pub struct PublishStatus {
     pub checkpoints: u64,
     /// Attempts that failed; each is repeated.
     pub failures: u64,
-    /// What failed last; `None` once it succeeded.
+    /// What failed last, or what is wrong with the next key; `None` once that is mended.
     pub last_failure: Option<String>,
     /// Records that were published and that the log no longer has, because of damage that the log has recorded itself.
     pub missing_in_log: u64,
@@ -151,6 +151,23 @@ pub enum Refusal {
     Unannounced {
         /// The first segment.
         segment: u64,
+    },
+    /// The log begins later than it once did, and the file that says so is missing.
+    #[error(
+        "the beginning of the log {} is missing, and so is the file pruned in it: the log was pruned, so put that file back; its text is that of the last record of the kind pruned",
+        dir.display()
+    )]
+    Beginning {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// The records are not those that a published tile stands for, and the tile is right.
+    #[error(
+        "the records of the log are not those that {file} stands for: they were changed or removed; keep both as evidence, compare them with a replica and start a new log with a new key"
+    )]
+    Records {
+        /// The published file.
+        file: String,
     },
     /// A published file is missing or damaged, and the records that it was made from were pruned.
     #[error(

@@ -146,11 +146,12 @@ impl Pruner {
     }
 
     /// A record is in the tree, as the last of `size`.
-    pub(super) fn saw(&mut self, frame: &Frame<'_>, segment: u64, size: u64) {
+    /// `signed`: whether a signature covers it.
+    pub(super) fn saw(&mut self, frame: &Frame<'_>, segment: u64, size: u64, signed: bool) {
         if self.starts.last().is_none_or(|start| start.segment != segment) {
             self.starts.push(Start { segment, index: size.saturating_sub(1) });
         }
-        self.vouched |= self.floor.as_ref().is_some_and(|floor| floor.is_announced_by(frame));
+        self.vouched |= signed && self.floor.as_ref().is_some_and(|floor| floor.is_announced_by(frame));
         if let Some(announced) = self.announced.as_mut().filter(|new| new.floor.is_announced_by(frame)) {
             announced.at = Some(size);
         }
@@ -244,7 +245,7 @@ impl Engine {
         let minimum = wanted.min(wish.limit / TILE_WIDTH).saturating_mul(TILE_WIDTH);
         let at = minimum.max(before);
         let first_seq = self.bundle(at / TILE_WIDTH)?.map_or(1, |(first, _)| first);
-        let begun = Floor { segment: 1, last_seq: 0, index: 0, minimum: at, leaf: Vec::new() };
+        let begun = Floor { segment: 1, last_seq: 0, index: 0, minimum: at, keys: 0, leaf: Vec::new() };
         let mut floor = self.pruner.floor().map_or(begun, |floor| Floor { minimum: at, ..floor.clone() });
         let (vfs, dir) = (&*self.shared.vfs, &self.shared.dir);
         for start in self.pruner.starts.iter().rev().filter(|start| at > before && start.index <= at) {
@@ -255,7 +256,15 @@ impl Engine {
                 break;
             }
         }
-        let (gone, kept) = self.below(at)?;
+        let Below { gone, kept, keys } = self.below(at)?;
+        let known = self.pruner.floor().map_or(0, |floor| floor.keys);
+        if keys < known {
+            let what = format!(
+                "{known} changes of key were kept below entry {before} and {keys} are there: put their bundles back from a replica"
+            );
+            return Err(std::io::Error::other(what));
+        }
+        floor.keys = keys;
         let pruned = Pruned {
             minimum_index: at,
             first_seq,
@@ -267,17 +276,20 @@ impl Engine {
         Ok((floor, pruned))
     }
 
-    /// The bundles before this place that can go, and how many cannot: whoever follows the keys needs their records.
-    fn below(&self, minimum: u64) -> std::io::Result<(Vec<Tile>, u64)> {
-        let (mut gone, mut kept) = (Vec::new(), 0u64);
+    /// The bundles before this place: those that can go, and those that cannot, since whoever follows the keys needs them.
+    fn below(&self, minimum: u64) -> std::io::Result<Below> {
+        let mut below = Below::default();
         for tile in (0..minimum / TILE_WIDTH).filter_map(|number| Tile::entries(number, TILE_WIDTH as u16)) {
-            match self.store.read(&tile.path())? {
-                Some(bytes) if names_key(&bytes) => kept = kept.saturating_add(1),
-                Some(_) => gone.push(tile),
-                None => {}
+            let Some(bytes) = self.store.read(&tile.path())? else { continue };
+            match changes_of_key(&bytes) {
+                Some(0) => below.gone.push(tile),
+                changes => {
+                    below.kept = below.kept.saturating_add(1);
+                    below.keys = below.keys.saturating_add(changes.unwrap_or(0));
+                }
             }
         }
-        Ok((gone, kept))
+        Ok(below)
     }
 
     /// The bundle in which the first record with this number or a higher one lies, from bundle `low` to bundle `high`.
@@ -312,12 +324,15 @@ impl Engine {
         if self.store.read(MINIMUM)?.as_deref() != Some(text.as_bytes()) {
             self.store.replace(MINIMUM, text.as_bytes())?;
         }
-        let (gone, _) = self.below(minimum)?;
+        let Below { gone, .. } = self.below(minimum)?;
         self.store.remove(&gone)?;
         let shared = Arc::clone(&self.shared);
         let left = walk::list(&*shared.vfs, &shared.dir)?.left;
         for index in &left {
-            shared.vfs.remove(&segment::path(&shared.dir, *index))?;
+            let path = segment::path(&shared.dir, *index);
+            shared.vfs.remove(&path).map_err(|error| {
+                std::io::Error::new(error.kind(), format!("{} cannot be removed: {error}", path.display()))
+            })?;
         }
         if !left.is_empty() {
             shared.vfs.sync_dir(&shared.dir)?;
@@ -327,13 +342,24 @@ impl Engine {
     }
 }
 
-/// Whether a record in the bundle states a change of key. A bundle that cannot be read is kept: it is not understood.
-fn names_key(bundle: &[u8]) -> bool {
-    let Ok(entries) = entry::split(bundle) else { return true };
-    entries.iter().any(|bytes| {
-        Entry::parse(bytes)
-            .map_or(true, |entry| entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key"))
-    })
+/// Bundles before some place.
+#[derive(Default)]
+struct Below {
+    gone: Vec<Tile>,
+    /// How many have to stay, and how many changes of key their records state.
+    kept: u64,
+    keys: u64,
+}
+
+/// How many records of a bundle state a change of key; `None` for one that is not understood, and therefore kept.
+fn changes_of_key(bundle: &[u8]) -> Option<u64> {
+    let mut changes = 0u64;
+    for bytes in entry::split(bundle).ok()? {
+        let entry = Entry::parse(bytes).ok()?;
+        let states = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
+        changes = changes.saturating_add(u64::from(states));
+    }
+    Some(changes)
 }
 
 /// The tail of a log, from where it begins.

@@ -25,6 +25,8 @@ use crate::walk;
 
 /// The longest wait after failures.
 const MAX_RETRY: Duration = Duration::from_secs(5);
+/// Failures of publishing after which whoever waits for a pruning hears of them.
+const PATIENCE: u64 = 3;
 /// How long dropping a publisher waits for its last checkpoint.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 /// More records than these since the last round, and the next checkpoint waits for the whole interval: each one costs the
@@ -111,7 +113,7 @@ fn found(vfs: &dyn Vfs, log: &Path, store: &Store, key_file: &Path) -> Result<Fo
     }
     signed.sort_by_key(|signed| signed.size);
     let floor = walk::list(vfs, log).map_err(io_error(log, "listing the log"))?.floor;
-    Ok(Found { key, next, signed, kept, visible, floor })
+    Ok(Found { key, signed, kept, visible, floor })
 }
 
 impl Publisher {
@@ -295,16 +297,23 @@ impl Publisher {
         }
         state.wish = Some(options);
         state.pruned = None;
+        let before = state.status.failures;
         drop(state);
         self.shared.wake_publisher();
-        let waiting = |state: &mut State| state.pruned.is_none() && !state.ended && state.status.refused.is_none();
+        let fails = |state: &State| state.status.failures.saturating_sub(before) >= PATIENCE;
+        let waiting = |state: &mut State| {
+            state.pruned.is_none() && !state.ended && state.status.refused.is_none() && !fails(state)
+        };
         let state = self.control.lock();
         let (mut state, _) =
             self.control.changed.wait_timeout_while(state, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
-        match (state.pruned.take(), &state.status.refused) {
+        match (state.pruned.take(), &state.status) {
             (Some(done), _) => done,
-            (None, Some(refusal)) => Err(PruneError::Refused(refusal.clone())),
-            (None, None) => Err(PruneError::Pending),
+            (None, PublishStatus { refused: Some(refusal), .. }) => Err(PruneError::Refused(refusal.clone())),
+            (None, PublishStatus { last_failure: Some(failure), .. }) if fails(&state) => {
+                Err(PruneError::Io(failure.clone()))
+            }
+            (None, _) => Err(PruneError::Pending),
         }
     }
 

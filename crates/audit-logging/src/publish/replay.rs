@@ -10,7 +10,7 @@ use crate::finding::Violation;
 use crate::frame::Kind;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::entry::{self, Entry};
-use crate::tlog::tree::{Hash, TILE_WIDTH, Tile};
+use crate::tlog::tree::{HASH_BYTES, Hash, TILE_WIDTH, Tile, tile_hash};
 
 /// Why the work stops.
 #[derive(Debug)]
@@ -188,8 +188,27 @@ impl Replay {
         }
         match store.read(&tile.path())? {
             Some(found) if found == *bytes => Ok(true),
+            Some(found) if is_right(*tile, &found, store)? => {
+                Err(Trouble::Refuse(Refusal::Records { file: tile.path() }))
+            }
             Some(_) => Err(Trouble::Refuse(Refusal::File { file: tile.path() })),
             None => Ok(false),
         }
     }
+}
+
+/// Whether a full tile of hashes is the one that the tile above it was made from.
+fn is_right(tile: Tile, found: &[u8], store: &Store) -> Result<bool, Trouble> {
+    let (Some(level), Some(hash)) = (tile.level().filter(|_| tile.is_full()), tile_hash(found)) else {
+        return Ok(false);
+    };
+    let (number, place) = (tile.index() / TILE_WIDTH, usize::try_from(tile.index() % TILE_WIDTH).unwrap_or(0));
+    // Full, or as wide as it happens to be: the longest one that is there says most.
+    for width in (1..=TILE_WIDTH as u16).rev() {
+        let Some(above) = Tile::hashes(level.saturating_add(1), number, width) else { continue };
+        if let Some(bytes) = store.read(&above.path())? {
+            return Ok(bytes.chunks_exact(HASH_BYTES).nth(place) == Some(&hash.0[..]));
+        }
+    }
+    Ok(false)
 }

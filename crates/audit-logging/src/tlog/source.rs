@@ -28,12 +28,19 @@ pub struct SourceError {
     /// What was reported.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+    /// Whether something is there that is no file of a log: not a regular file, or larger than any.
+    pub misfit: bool,
 }
 
 impl SourceError {
     /// Names the path.
     pub fn new(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { path: path.to_owned(), source: source.into() }
+        Self { path: path.to_owned(), source: source.into(), misfit: false }
+    }
+
+    /// Names the path of what is no file of a log.
+    pub fn misfit(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { misfit: true, ..Self::new(path, source) }
     }
 }
 
@@ -78,11 +85,12 @@ impl Source for DirSource {
             Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
+            Err(error) if vfs::is_not_a_file(&error) => return Err(SourceError::misfit(path, error)),
             Err(error) => return Err(SourceError::new(path, error)),
         };
         let length = file.length().map_err(|error| SourceError::new(path, error))?;
         if length > MAX_FILE {
-            return Err(SourceError::new(path, format!("it has {length} bytes, more than any file of a log")));
+            return Err(SourceError::misfit(path, format!("it has {length} bytes, more than any file of a log")));
         }
         let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
         let n = vfs::read_full(&*file, &mut bytes, 0).map_err(|error| SourceError::new(path, error))?;

@@ -139,7 +139,8 @@ fn bucket(name: &str, options: &StoreOptions) -> Result<AmazonS3, object_store::
         .with_timeout(REQUEST_TIMEOUT)
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_default_headers(headers);
-    if options.allow_http {
+    // What is set here replaces what the builder reads from the environment.
+    if options.allow_http || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|allow| allow == "true" || allow == "1") {
         client = client.with_allow_http(true);
     }
     // It does not try again by itself: each failure is to be counted, and waits are ours.

@@ -1,5 +1,6 @@
 //! One run of the program as a worker: its device, its key, its audit trail, its rules.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -146,6 +147,13 @@ impl Trail {
     /// Opens a log that is signed, and nothing less.
     pub(crate) fn open_signed(global: &Global) -> Result<(Self, Arc<Publisher>), Failure> {
         let dir = state::audit_dir(global)?;
+        // Files of another user would shut its owner out.
+        let (owner, user) =
+            (std::fs::metadata(&dir).map(|facts| facts.uid()).ok(), rustix::process::geteuid().as_raw());
+        if let Some(owner) = owner.filter(|owner| *owner != user) {
+            let message = format!("the log {} belongs to the user {owner}; run this as that user", dir.display());
+            return Err(Failure::new("audit", message));
+        }
         let mut opened = Self::open_at(&dir)?;
         opened.publish(global, &Cosigners::default())?;
         match opened.publisher.clone() {
@@ -237,6 +245,10 @@ impl Trail {
                 return Err(Failure::integrity("audit", message));
             }
             out.warn(format_args!("warning: {message}"));
+        }
+        // All is signed, and something is wrong all the same: with the next key.
+        if let Some(Signed { complete: true, reason: Some(reason), .. }) = &signed {
+            out.warn(format_args!("warning: the log keeps its present key: {reason}"));
         }
         let health = match (&reason, &self.finding) {
             (Some(_), _) => "failing",

@@ -115,6 +115,8 @@ fn signed(evidence: &Value, out: &Out) {
     ));
     if let Some(refused) = evidence.get("refused").and_then(Value::as_str) {
         out.line(out.styled(Style::Red, format_args!("          nothing more is signed: {}", printable(refused))));
+    } else if let Some(failure) = evidence.get("last_failure").and_then(Value::as_str) {
+        out.line(out.styled(Style::Yellow, format_args!("          {}", printable(failure))));
     }
     for (kind, list) in [("replica", "replicas"), ("witness", "witnesses")] {
         for one in evidence.get(list).and_then(Value::as_array).into_iter().flatten() {

@@ -5,14 +5,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use audit_logging::publish::{PruneError, PruneOptions, Pruned, Publisher};
 use audit_replication::{
-    Location, Observer, Options, Published, ReplicaOptions, ReplicaStatus, Replication, State, Status, StoreOptions,
-    Witness, WitnessOptions, WitnessStatus,
+    Location, Observer, Options, Published, RemoteSource, ReplicaOptions, ReplicaStatus, Replication, State, Status,
+    StoreOptions, Witness, WitnessOptions, WitnessStatus,
 };
 use metrics::Unit;
 use vram_residency::metrics as names;
 
 use super::report::{ElsewhereView, EvidenceView, ProbeView};
 use crate::cli::{EvidenceOptions, ReplicaSection};
+use crate::commands::audit::held;
 use crate::exit::Failure;
 use crate::jobs::count;
 use crate::output::{Out, printable, rfc3339};
@@ -33,11 +34,15 @@ pub(super) struct Plan {
     cosigners: Cosigners,
     /// How long records are kept; for ever without.
     keep: Option<Duration>,
+    /// The replicas, to be read.
+    copies: Vec<(String, StoreOptions)>,
 }
 
 impl Plan {
     pub(super) fn of(options: &EvidenceOptions) -> Result<Self, Failure> {
         let replicas = options.replicas.iter().map(replica).collect::<Result<Vec<_>, _>>()?;
+        let copies = options.replicas.iter().zip(&replicas);
+        let copies = copies.map(|(section, options)| (section.url.clone(), options.store.clone())).collect();
         let witness = |section: &crate::cli::WitnessSection| Witness::new(&section.url, &section.vkey);
         let witnesses = options.witnesses.iter().map(witness).collect::<Result<Vec<_>, _>>();
         let witnesses = witnesses.map_err(|error| Failure::usage(format!("[[audit.witnesses]]: {error}")))?;
@@ -53,7 +58,7 @@ impl Plan {
         if keep.is_some_and(|keep| keep < LEAST_KEPT) {
             return Err(Failure::usage("[audit] keep is how long records are kept, an hour at least, such as 400d"));
         }
-        Ok(Self { replicas, witnesses, cosigners: Cosigners { keys, quorum }, keep })
+        Ok(Self { replicas, witnesses, cosigners: Cosigners { keys, quorum }, keep, copies })
     }
 
     pub(super) fn cosigners(&self) -> &Cosigners {
@@ -93,6 +98,7 @@ pub(crate) struct Evidence {
     replication: Option<Replication>,
     /// How long records are kept; for ever without.
     keep: Option<Duration>,
+    copies: Vec<(String, StoreOptions)>,
 }
 
 impl Evidence {
@@ -131,7 +137,7 @@ impl Evidence {
                 Some(started.map_err(|error| Failure::new("audit", error.to_string()))?)
             }
         };
-        let evidence = Self { publisher, replication, keep: plan.keep };
+        let evidence = Self { publisher, replication, keep: plan.keep, copies: plan.copies.clone() };
         evidence.show();
         Ok(Some(evidence))
     }
@@ -161,6 +167,7 @@ impl Evidence {
             pruned_in_segments: signed.pruned_in_segments,
             keep_seconds: self.keep.map(|keep| keep.as_secs()),
             refused: signed.refused.map(|refusal| refusal.to_string()),
+            last_failure: signed.last_failure,
             replicas: elsewhere.replicas.into_iter().map(view_of_replica).collect(),
             witnesses: elsewhere.witnesses.into_iter().map(view_of_witness).collect(),
             quorum: elsewhere.quorum,
@@ -171,7 +178,17 @@ impl Evidence {
     /// Gives up the records below this number, as far as every replica has them.
     pub(super) fn prune(&self, before: u64, keep: Duration) -> Result<Pruned, PruneError> {
         let replicas = self.replication.as_ref().map(|replication| replication.status().replicas).unwrap_or_default();
-        let limit = replicas.iter().map(|replica| replica.size).min().unwrap_or(u64::MAX);
+        let mut limit = replicas.iter().map(|replica| replica.size).min().unwrap_or(u64::MAX);
+        if !self.copies.is_empty() {
+            let look = PruneOptions { limit, dry_run: true, ..PruneOptions::before(before) };
+            let end = self.publisher.prune(look, PRUNING)?.minimum_index;
+            for (url, store) in &self.copies {
+                // Whoever says that it has them may have lost them since.
+                let copy = RemoteSource::open(url, store).map_err(|error| PruneError::Io(error.to_string()))?;
+                let held = held(&copy, self.publisher.dir(), end);
+                limit = limit.min(held.map_err(|error| PruneError::Io(error.to_string()))?);
+            }
+        }
         self.publisher.prune(PruneOptions { limit, keep: Some(keep), ..PruneOptions::before(before) }, PRUNING)
     }
 

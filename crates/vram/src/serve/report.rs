@@ -63,6 +63,8 @@ pub(crate) struct EvidenceView {
     pub(crate) keep_seconds: Option<u64>,
     /// Why nothing more is signed, where that is so.
     pub(crate) refused: Option<String>,
+    /// What failed last, or what is wrong with the next key, until it is mended.
+    pub(crate) last_failure: Option<String>,
     pub(crate) replicas: Vec<ElsewhereView>,
     pub(crate) witnesses: Vec<ElsewhereView>,
     /// Witnesses that have to cosign.

@@ -44,6 +44,12 @@ pub(super) fn run(options: &AuditKeygen, global: &Global, out: &Out) -> Result<(
     }
     let vkey = key.verifier().to_string();
     // What others are given is there before the log can be signed with it.
+    if options.rotate && target.exists() {
+        // One that can be used is only waited for; write_new says so.
+        publish::read_signer(&Disk, &target).map_err(|error| {
+            Failure::new("key", format!("a next key is there and cannot be used: {error}; or remove it and ask again"))
+        })?;
+    }
     let public = publish::verifier_file(&target);
     if options.rotate && !target.exists() {
         // Of a rotation that ended half-way.

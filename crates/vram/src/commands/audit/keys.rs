@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use audit_logging::publish::verifier_file;
+use audit_logging::Disk;
+use audit_logging::publish::{self, verifier_file};
 use audit_logging::tlog::note::{Algorithm, VerifierKey};
 use audit_logging::tlog::source::Source;
 use serde::Serialize;
@@ -53,8 +54,7 @@ pub(super) fn log_keys(
     let copied: Vec<_> = copied.collect::<Result<_, _>>().unwrap_or_default();
     // This machine's own key is only about this machine's own logs: the one that it writes, and copies that name the key.
     if let Ok(path) = state::audit_key_path(global).map(|path| verifier_file(&path))
-        && let Ok(text) = std::fs::read_to_string(&path)
-        && let Ok(own) = VerifierKey::parse(&text)
+        && let Ok(own) = publish::read_verifier(&Disk, &path)
         && (copied.iter().any(|key| key.name() == own.name()) || wal.is_some_and(|dir| is_own(dir, global)))
     {
         return Ok(LogKeys { keys: vec![own], origin: KeyOrigin::State(path) });

@@ -63,7 +63,7 @@ fn read<T>(dir: &Path, read: Result<T, ReadError>) -> Result<T, Failure> {
     read.map_err(|error| not_begun(dir, &error).unwrap_or_else(|| error.into()))
 }
 
-pub(crate) use prune::first_younger;
+pub(crate) use prune::{first_younger, held};
 
 /// The names of the events in a log, oldest first, from behind a record on.
 pub(super) fn events_after(dir: &Path, seq: u64) -> Result<impl Iterator<Item = Result<String, ReadError>>, Failure> {

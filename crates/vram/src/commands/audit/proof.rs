@@ -1,6 +1,6 @@
 //! `vram audit prove` and `vram audit check-proof`: one record, shown to be in the log by one small file.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use audit_logging::tlog::checkpoint::Checkpoint;
@@ -304,15 +304,18 @@ fn refused(error: &ProofError) -> Failure {
     }
 }
 
+/// A small file, of whatever kind: no more is read of it than it may have.
 pub(super) fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
     let shown = path.display();
     let cannot =
         |error: std::io::Error| Failure::new("file", format!("{shown} cannot be read: {error}; check the path"));
-    let length = std::fs::metadata(path).map_err(cannot)?.len();
-    if length > most {
-        return Err(Failure::usage(format!("{shown} has {length} bytes and can have {most} at most; check the path")));
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > most {
+        return Err(Failure::usage(format!("{shown} has more than the {most} bytes that it can have; check the path")));
     }
-    std::fs::read(path).map_err(cannot)
+    Ok(bytes)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {

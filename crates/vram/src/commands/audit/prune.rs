@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use audit_logging::publish::{AcceptError, PruneError, PruneOptions, Pruned, Publisher};
+use audit_logging::tlog::source::{DirSource, Source, SourceError};
+use audit_logging::tlog::tree::Tile;
 use audit_logging::{Clock, ReadError, SystemClock, reader};
 use serde::Serialize;
 
@@ -47,7 +49,12 @@ pub(super) fn run(options: &AuditPrune, global: &Global, out: &Out) -> Result<()
     let copies = options.replicas.iter().map(|named| place::open_copy(named)).collect::<Result<Vec<_>, _>>()?;
     let actor = state::subject_key(true)?.user(rustix::process::getuid().as_raw());
     let (trail, publisher) = Trail::open_signed(global)?;
-    let pruned = limit(&publisher, &copies).and_then(|limit| {
+    let itself = options.replicas.iter().find(|named| is_itself(named, publisher.dir()));
+    let limit = match itself {
+        Some(named) => Err(Failure::usage(format!("--replica {named} is the log itself and no copy; name a copy"))),
+        None => limit(&publisher, &copies, before),
+    };
+    let pruned = limit.and_then(|limit| {
         let wish = PruneOptions {
             limit,
             keep: options.older_than.map(|age| age.0),
@@ -66,29 +73,55 @@ pub(super) fn run(options: &AuditPrune, global: &Global, out: &Out) -> Result<()
 fn failed(error: PruneError) -> Failure {
     match error {
         PruneError::Refused(_) => Failure::integrity("audit", error.to_string()),
+        PruneError::Pending => {
+            Failure::new("audit", "the pruning was not done after 10 minutes: the disk is too slow; run it again")
+        }
         error => Failure::new("audit", error.to_string()),
     }
 }
 
-/// Entries that every copy has.
-fn limit(publisher: &Publisher, copies: &[place::Remote]) -> Result<u64, Failure> {
+/// The entry from which on some copy does not have what would be removed here.
+fn limit(publisher: &Publisher, copies: &[place::Remote], before: u64) -> Result<u64, Failure> {
     let mut limit = u64::MAX;
-    if !copies.is_empty() {
-        // Returns once everything that was signed is read, so that no copy looks as if it were ahead.
-        let look = PruneOptions { dry_run: true, ..PruneOptions::before(0) };
-        publisher.prune(look, PATIENCE).map_err(failed)?;
+    if copies.is_empty() {
+        return Ok(limit);
     }
+    // Returns once everything that was signed is read, so that no copy looks as if it were ahead.
+    let look = PruneOptions { dry_run: true, ..PruneOptions::before(before) };
+    let end = publisher.prune(look, PATIENCE).map_err(failed)?.minimum_index;
     for copy in copies {
         let shown = printable(&copy.shown);
-        let note = copy.source.get("checkpoint").map_err(|error| Failure::new("audit", error.to_string()))?;
+        let unread = |error: SourceError| Failure::new("audit", format!("{shown}: {error}"));
+        let note = copy.source.get("checkpoint").map_err(unread)?;
         let note = note.ok_or_else(|| Failure::new("audit", format!("{shown} has no checkpoint; check the path")))?;
         let size = publisher.compare_seen(&note).map_err(|error| match error {
             AcceptError::Io(_) => Failure::new("audit", format!("{shown}: {error}")),
             error => Failure::integrity("audit", format!("{shown}: {error}")),
         })?;
-        limit = limit.min(size);
+        limit = limit.min(size).min(held(&*copy.source, publisher.dir(), end).map_err(unread)?);
     }
     Ok(limit)
+}
+
+/// The first entry before `end` that is published in a directory and that a copy does not have in the same way; `end` if it
+/// has them all.
+pub(crate) fn held(copy: &dyn Source, published: &Path, end: u64) -> Result<u64, SourceError> {
+    let own = DirSource::new(published);
+    for tile in (0..end / BUNDLE).filter_map(|number| Tile::entries(number, BUNDLE as u16)) {
+        if let Some(bytes) = own.get(&tile.path())?
+            && copy.get(&tile.path())? != Some(bytes)
+        {
+            return Ok(tile.start());
+        }
+    }
+    Ok(end)
+}
+
+/// A copy that is the log itself is none.
+fn is_itself(named: &str, published: &Path) -> bool {
+    let path = Path::new(named.strip_prefix("file://").unwrap_or(named));
+    let own = published.canonicalize().ok();
+    own.is_some() && [path.to_owned(), path.join(place::PUBLISHED)].iter().any(|path| path.canonicalize().ok() == own)
 }
 
 fn tell(pruned: &Pruned, dry_run: bool, out: &Out) {

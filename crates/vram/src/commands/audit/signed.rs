@@ -18,6 +18,7 @@ use super::{Leaf, place};
 use crate::cli::{AuditVerify, Global};
 use crate::exit::Failure;
 use crate::output::{Out, Style, printable, rfc3339};
+use crate::state;
 
 /// Largest checkpoint that is read.
 const MAX_CHECKPOINT: u64 = 256 << 10;
@@ -121,13 +122,33 @@ pub(super) fn verify(
         question.held.push((path.display().to_string(), Held::Checkpoint(note)));
     }
     let others = question.held.len();
-    if let KeyOrigin::State(vkey) = &key {
-        question.last_signed = last_signed(vkey);
-    }
+    // What this machine signed counts whatever keys were given.
+    let own = wal.is_some_and(|dir| keys::is_own(dir, global));
+    let key_file = match &key {
+        KeyOrigin::State(vkey) => Some(vkey.with_extension("key")),
+        _ if own => state::audit_key_path(global).ok(),
+        _ => None,
+    };
+    let last = key_file.as_ref().map(|key_file| publish::read_signed(&Disk, key_file));
+    let state_file = key_file.map(|key_file| publish::state_file(&key_file).display().to_string()).unwrap_or_default();
+    let unreadable = match last {
+        Some(Ok(last)) => {
+            let named =
+                |key: &audit_logging::tlog::note::VerifierKey, last: &SignedState| key.name() == last.checkpoint.origin;
+            let last = last.filter(|last| keys.iter().any(|key| named(key, last)));
+            question.last_signed = last.map(|last| (state_file.clone(), last));
+            None
+        }
+        Some(Err(error)) => Some(error.to_string()),
+        None => None,
+    };
     let mut report = evidence::verify(&question).map_err(|error| match error {
         EvidenceError::Wal(error) => error.into(),
         error => Failure::new("audit", error.to_string()),
     })?;
+    if let Some(detail) = unreadable {
+        add(&mut report, What::StateDamaged, None, &state_file, detail);
+    }
     if !witnesses.is_empty() && report.ranges.cosigned == 0 {
         let detail = format!("{quorum} of the {} given are asked for", witnesses.len());
         add(&mut report, What::NotCosigned, None, "cosigned", detail);
@@ -140,13 +161,6 @@ pub(super) fn verify(
         check_age(age.0, newest, now)?;
     }
     Ok(Signed { report, key, witnesses: witnesses.len(), quorum, others })
-}
-
-/// Beside the key stands what was signed last. On the log's own machine, a shorter log shows by that alone.
-fn last_signed(vkey: &Path) -> Option<(String, SignedState)> {
-    let key_file = vkey.with_extension("key");
-    let last = publish::read_signed(&Disk, &key_file).ok()??;
-    Some((publish::state_file(&key_file).display().to_string(), last))
 }
 
 fn add(report: &mut Report, what: What, index: Option<u64>, file: &str, detail: String) {

@@ -219,7 +219,13 @@ fn old_records_are_given_up_by_hand_and_the_rest_is_proven_as_before() {
     let record = home.json(["audit", "show", "--event", "pruned"]);
     assert_eq!((&record["seq"], &record["record"]["before"]), (&announced["record"], &pruned["first_seq"]));
     assert!(record["record"]["actor"].as_str().unwrap().starts_with("hmac-sha256:"), "{record}");
-    // The rest goes too, up to what was written today; the copy has everything still.
+    // The rest goes too, up to what was written today, as far as the copy has it.
+    let lost = replica.join("tile/entries/004");
+    let bytes = std::fs::read(&lost).unwrap();
+    std::fs::remove_file(&lost).unwrap();
+    let as_far = home.json(["audit", "prune", "--older-than", "1d", "--replica", replica.to_str().unwrap()]);
+    assert_eq!(as_far["minimum_index"], 1024, "{as_far}");
+    std::fs::write(&lost, bytes).unwrap();
     let pruned = home.json(["audit", "prune", "--older-than", "1d"]);
     assert!(pruned["first_seq"].as_u64() > Some(1200), "{pruned}");
     verify();
@@ -251,6 +257,20 @@ fn old_records_are_given_up_by_hand_and_the_rest_is_proven_as_before() {
         home.json(["audit", "prove", &line["seq"].to_string(), "--vkey", &vkey, "-o", proof.to_str().unwrap()]);
     assert_eq!(proven["tree_index"], index);
     assert_eq!(home.json(["audit", "verify", replica.to_str().unwrap(), "--vkey", &vkey])["intact"], true);
+    // The log itself is no copy.
+    let own = home.audit();
+    for itself in [own.clone(), own.join("tlog"), PathBuf::from(format!("file://{}", own.join("tlog").display()))] {
+        let ran = home.run(["audit", "prune", "--json", "--before", "1400", "--replica", itself.to_str().unwrap()]);
+        ran.failed(2, "usage", &["no copy"]);
+    }
+    // Nor does a checkpoint without end, or a state file that is none, fool anybody.
+    let zeros = home.run(["audit", "verify", "--json", "--vkey", &vkey, "--checkpoint", "/dev/zero"]);
+    zeros.failed(2, "usage", &["/dev/zero has more than"]);
+    let state = home.state().join("audit.key.state");
+    let kept = std::fs::read(&state).unwrap();
+    std::fs::write(&state, "nonsense").unwrap();
+    home.run(["audit", "verify", "--json", "--vkey", &vkey]).failed(3, "audit", &[]);
+    std::fs::write(&state, kept).unwrap();
     // A copy that contradicts the log stops everything; one that is behind keeps what it lacks.
     let other = Home::new();
     other.json(["audit", "keygen"]);

@@ -129,7 +129,11 @@ fn every_record_of_a_run_is_signed_at_its_end_and_verify_says_on_whose_word() {
     ran.failed(3, "audit", &[]);
     assert_eq!(ran.object()["published"]["violations"][0]["file"], "checkpoint");
     home.run(["audit", "verify", "--json", "--vkey", &vkey, "--origin", "another"]).failed(3, "audit", &[]);
-    home.run(["audit", "verify", "--json", "--vkey", "nonsense"]).failed(2, "usage", &["neither a file nor a key"]);
+    home.run(["audit", "verify", "--json", "--vkey", "nonsense"]).failed(
+        2,
+        "usage",
+        &["there is no such file, and it is no key"],
+    );
     home.run(["audit", "verify", "--json", "--witness", &vkey]).failed(2, "usage", &["not the key of a witness"]);
 }
 
@@ -406,6 +410,30 @@ fn a_log_changes_to_its_next_key_and_stays_one_log() {
     assert_eq!(verdict["published"]["keys"].as_array().unwrap().len(), 3, "{verdict}");
     let mode = fs::metadata(home.state().join("audit.vkey")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644, "as when it was first made");
+}
+
+#[test]
+fn a_log_that_was_put_back_and_a_next_key_that_is_none_are_told_of() {
+    let (home, vkey) = signed_home();
+    let earlier = home.path("earlier");
+    copy(&home.audit(), &earlier);
+    seal(&home, "three");
+    fs::remove_dir_all(home.audit()).unwrap();
+    copy(&earlier, &home.audit());
+    for arguments in [&["audit", "verify", "--json"][..], &["audit", "verify", "--json", "--vkey", &vkey]] {
+        let ran = home.run(arguments.iter().copied());
+        ran.failed(3, "audit", &[]);
+        assert!(ran.stdout.contains("more of this log was signed on this machine"), "{ran:?}");
+    }
+    let (home, vkey) = signed_home();
+    let next = home.state().join("audit.key.next");
+    fs::write(&next, "nonsense").unwrap();
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o600)).unwrap();
+    let path = home.file("three.safetensors", &safetensors(["a", "b"], 10));
+    let ran = home.run(["seal", path.to_str().unwrap()]);
+    assert!(ran.code == 0 && ran.stderr.contains("keeps its present key"), "{ran:?}");
+    home.run(["audit", "keygen", "--rotate", "--json"]).failed(1, "key", &["cannot be used", "remove it"]);
+    home.json(["audit", "verify", "--vkey", &vkey]);
 }
 
 #[test]

@@ -138,7 +138,7 @@ pub enum Refusal {
     },
     /// The log gives another root than was signed for that size.
     #[error(
-        "the log gives another root hash for its first {size} entries than was signed: records were changed; keep the log as evidence, compare it with a replica and start a new log with a new key"
+        "the log gives another root hash for its first {size} entries than was signed: records were changed, or it was put back to an earlier state and went on; keep the log as evidence, compare it with a replica and start a new log with a new key"
     )]
     Root {
         /// The size that was signed.

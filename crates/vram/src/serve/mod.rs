@@ -7,14 +7,19 @@
 //! ```
 
 mod auth;
+mod blocks;
 mod config;
 mod events;
 mod evidence;
 mod http;
 mod openapi;
+mod page;
+mod published;
+mod recent;
 mod registry;
 mod report;
 mod routes;
+mod since;
 mod socket;
 mod telemetry;
 
@@ -116,7 +121,15 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
+    let registry = Arc::new(Registry::new(
+        manager,
+        scrubber,
+        &settings,
+        &trail,
+        evidence.clone(),
+        subject_key,
+        events.recent(),
+    ));
 
     let loaded = load_all(&registry, jobs, &asked, out);
     let stopped = *asked.borrow();

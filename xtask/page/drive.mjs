@@ -29,7 +29,7 @@ const complaints = [];
 async function open({ width = 1280, height = 900, dark = false, phone = false, prepare, expected = () => false } = {}) {
   const context = await browser.newContext({
     viewport: { width, height }, colorScheme: dark ? "dark" : "light", reducedMotion: "reduce", locale: "en-GB",
-    timezoneId: "UTC", deviceScaleFactor: phone ? 2 : 1, hasTouch: phone, isMobile: phone,
+    timezoneId: "UTC", deviceScaleFactor: 1, hasTouch: phone, isMobile: phone,
   });
   const page = await context.newPage();
   await page.addInitScript(() => addEventListener("securitypolicyviolation", (event) =>

@@ -121,15 +121,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(
-        manager,
-        scrubber,
-        &settings,
-        &trail,
-        evidence.clone(),
-        subject_key,
-        events.recent(),
-    ));
+    let registry =
+        Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key, events.recent()));
 
     let loaded = load_all(&registry, jobs, &asked, out);
     let stopped = *asked.borrow();

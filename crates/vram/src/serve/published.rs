@@ -116,9 +116,23 @@ mod tests {
         assert_ne!(kind("tile/0/000.p/17").unwrap().cache, KEPT, "it is removed one day");
         assert_eq!(kind("rotation/42").unwrap().cache, KEPT);
         for name in [
-            "", "lock", "../audit.key", "checkpoint.tmp", "checkpoint/", "/checkpoint", "tile", "tile/0/000.tmp",
-            "tile/0/../../../audit.key", "rotation/", "rotation/0", "rotation/042", "rotation/-1", "rotation/1/2",
-            "tile/0/000.p/256", "./checkpoint", "000000000001.wal",
+            "",
+            "lock",
+            "../audit.key",
+            "checkpoint.tmp",
+            "checkpoint/",
+            "/checkpoint",
+            "tile",
+            "tile/0/000.tmp",
+            "tile/0/../../../audit.key",
+            "rotation/",
+            "rotation/0",
+            "rotation/042",
+            "rotation/-1",
+            "rotation/1/2",
+            "tile/0/000.p/256",
+            "./checkpoint",
+            "000000000001.wal",
         ] {
             assert_eq!(kind(name), None, "{name}");
         }

@@ -83,8 +83,7 @@ impl Recent {
         }
         kept.count = kept.count.saturating_add(1);
         let nth = kept.count;
-        let (list, most) =
-            if critical { (&mut kept.critical, CRITICAL) } else { (&mut kept.routine, ROUTINE) };
+        let (list, most) = if critical { (&mut kept.critical, CRITICAL) } else { (&mut kept.routine, ROUTINE) };
         let mut record = if list.len() >= most { list.pop_front().unwrap_or_default() } else { Record::default() };
         record.leaf.clear();
         record.leaf.extend_from_slice(leaf);

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
 use axum::body::Bytes;
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -169,7 +169,10 @@ async fn shard(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serializ
     Ok(Json(shared.registry.shard(&id)?))
 }
 
-async fn blocks(State(shared): State<Shared>, Id(id): Id) -> Result<([(header::HeaderName, &'static str); 1], Bytes), Refusal> {
+async fn blocks(
+    State(shared): State<Shared>,
+    Id(id): Id,
+) -> Result<([(header::HeaderName, &'static str); 1], Bytes), Refusal> {
     Ok(([(header::CONTENT_TYPE, "application/json")], shared.registry.blocks(&id)?))
 }
 
@@ -183,7 +186,8 @@ async fn published_file(State(shared): State<Shared>, Path(name): Path<String>) 
     match published::file(shared.registry.published(), &name).await {
         Ok(Some(file)) => Ok(file),
         Ok(None) => {
-            let message = "the published log has no such file; it begins with /audit/checkpoint, where the log has a key";
+            let message =
+                "the published log has no such file; it begins with /audit/checkpoint, where the log has a key";
             Err(Refusal(StatusCode::NOT_FOUND, Failure::new("not-found", message)))
         }
         Err(error) => {

@@ -2,6 +2,7 @@
 // The map: one cell a block, or the worst of several where there are more blocks than room. A cell is the darker the longer
 // ago it was checked; late ones are chequered, damaged ones crossed out, repaired ones ringed, so colour is never needed.
 
+const FEW = 1500; // late cells that are pointed out one by one
 const LATE = 100, OVERDUE = 200; // in hundredths of the period
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
@@ -35,25 +36,35 @@ function layout(blocks, width, tallest) {
   return { per, columns, rows: Math.ceil(cells / columns), cell, cells };
 }
 
-function drawMark(pen, state, x, y, size, ink) {
-  const half = Math.max(size, 9) / 2, left = x + size / 2 - half, top = y + size / 2 - half, side = half * 2;
-  pen.lineWidth = Math.max(2, side / 7);
+// Larger than a cell where cells are small, and wholly inside of the map.
+function drawMark(pen, state, x, y, size, wide, high, ink) {
+  const side = Math.max(size, 11), inside = (at, most) => Math.max(0, Math.min(at + size / 2 - side / 2, most - side));
+  const left = inside(x, wide), top = inside(y, high), half = side / 2, thick = Math.max(2, side / 9);
   if (state === "repaired") {
-    pen.strokeStyle = ink.edge;
-    pen.lineWidth += 2;
-    pen.beginPath(); pen.arc(left + half, top + half, half, 0, 7); pen.stroke();
-    pen.lineWidth -= 2;
-    pen.strokeStyle = ink.repaired;
-    pen.beginPath(); pen.arc(left + half, top + half, half, 0, 7); pen.stroke();
+    for (const [width, colour] of [[thick + 3, ink.edge], [thick, ink.repaired]]) {
+      pen.lineWidth = width;
+      pen.strokeStyle = colour;
+      pen.beginPath(); pen.arc(left + half, top + half, half - thick / 2 - 1.5, 0, 7); pen.stroke();
+    }
     return;
   }
   pen.fillStyle = ink[state] || ink.damaged;
-  pen.fillRect(left - 1, top - 1, side + 2, side + 2);
+  pen.fillRect(left, top, side, side);
+  pen.lineWidth = thick;
   pen.strokeStyle = ink.edge;
   pen.beginPath();
   pen.moveTo(left + 1, top + 1); pen.lineTo(left + side - 1, top + side - 1);
   pen.moveTo(left + side - 1, top + 1); pen.lineTo(left + 1, top + side - 1);
   pen.stroke();
+}
+
+// One late cell among many small ones would be lost: a filled square with an edge, or an empty one for what is overdue.
+function drawLate(pen, overdue, x, y, ink) {
+  pen.fillStyle = overdue ? ink.edge : `rgb(${ink.late[0].join(" ")})`;
+  pen.fillRect(x - 2, y - 2, 7, 7);
+  pen.lineWidth = overdue ? 2 : 1;
+  pen.strokeStyle = ink.cursor;
+  pen.strokeRect(x - 1.5, y - 1.5, 6, 6);
 }
 
 class BlockMap {
@@ -136,9 +147,11 @@ class BlockMap {
     if (small.width !== plan.columns || small.height !== rows) { small.width = plan.columns; small.height = rows; }
     const image = new ImageData(plan.columns, rows), pixels = new Uint32Array(image.data.buffer);
     const kinds = palettes(inks());
+    this.late = [];
     for (let cell = 0, block = 0, column = 0, row = 0; cell < plan.cells; cell += 1) {
       let worst = 0;
       for (const end = Math.min(block + plan.per, ages.length); block < end; block += 1) if (ages[block] > worst) worst = ages[block];
+      if (worst >= LATE && plan.cell < 6 && this.late.length <= FEW) this.late.push([cell, worst >= OVERDUE]);
       pixels[cell] = kinds[(column + row) & 1][this.unknown ? 255 : worst];
       column += 1;
       if (column === plan.columns) { column = 0; row += 1; }
@@ -167,12 +180,11 @@ class BlockMap {
       for (let row = 1; row < plan.rows; row += 1) { pen.moveTo(0, row * plan.cell + .5); pen.lineTo(wide, row * plan.cell + .5); }
       pen.stroke();
     }
-    const place = (block) => {
-      const cell = Math.floor(block / plan.per);
-      return [cell % plan.columns * plan.cell, Math.floor(cell / plan.columns) * plan.cell];
-    };
+    const at = (cell) => [cell % plan.columns * plan.cell, Math.floor(cell / plan.columns) * plan.cell];
+    const place = (block) => at(Math.floor(block / plan.per));
+    if (!this.unknown && this.late.length <= FEW) for (const [cell, overdue] of this.late) drawLate(pen, overdue, ...at(cell), ink);
     const marks = [...this.marks.values()].sort((a, b) => (a.state === "repaired" ? 0 : 1) - (b.state === "repaired" ? 0 : 1));
-    for (const mark of marks) drawMark(pen, mark.state, ...place(mark.block), plan.cell, ink);
+    for (const mark of marks) drawMark(pen, mark.state, ...place(mark.block), plan.cell, wide, high, ink);
     if (this.cursor >= 0 && this.cursor < this.ages.length) {
       const [x, y] = place(this.cursor), size = Math.max(plan.cell, 7), off = (size - plan.cell) / 2;
       pen.lineWidth = 2;
@@ -191,5 +203,5 @@ function drawSample(canvas, age, state) {
     pen.fillStyle = `rgb(${packed & 255} ${packed >> 8 & 255} ${packed >> 16 & 255})`;
     pen.fillRect(at % 4 * 8, (at >> 2) * 8, 8, 8);
   }
-  if (state) drawMark(pen, state, 6, 6, 20, ink);
+  if (state) drawMark(pen, state, 4, 4, 24, 32, 32, ink);
 }

@@ -44,11 +44,12 @@ async function poll() {
   try {
     const next = await (await ask("/v1/status")).json();
     if (status && next.time === status.time) throw new Error("The same answer came twice: something between keeps old ones.");
-    [status, seenAt, seenOn, failures, why] = [next, performance.now(), Date.now(), 0, ""];
-    ahead = Date.parse(next.time) - Date.now();
+    [status, ahead] = [next, Date.parse(next.time) - Date.now()];
     if (!runbook) ask("/runbook.md").then((answer) => answer.text()).then((text) => { runbook = text; showRunbook(); }, () => {});
-    if (!source) listen();
     showStatus();
+    // Only what could also be shown was heard.
+    [seenAt, seenOn, failures, why] = [performance.now(), Date.now(), 0, ""];
+    if (!source && !document.hidden) listen();
   } catch (error) {
     failures += 1;
     why = error instanceof TypeError ? "It does not answer." : error.name === "TimeoutError"
@@ -124,7 +125,7 @@ class Row {
   }
 
   update(shard) {
-    [this.shard, this.at] = [shard, now()];
+    this.shard = shard;
     this.show(false);
   }
 
@@ -133,8 +134,7 @@ class Row {
     const good = IN_ORDER.includes(shard.state), late = shard.state === "UNVERIFIED";
     put(state, gone ? `was ${clean(shard.state)}` : `${SIGNS[good ? "good" : late ? "warn" : "bad"]} ${clean(shard.state)}`);
     state.className = gone ? "old" : good ? "good-cell" : late ? "warn-cell" : "bad-cell";
-    const age = shard.oldest_age_seconds + (now() - this.at) / 1000;
-    put(oldest, gone ? "not known" : `${duration(age)} ago`);
+    put(oldest, gone ? "not known" : `${duration(shard.oldest_age_seconds)} ago`);
     put(size, bytes(shard.bytes));
     put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}`);
     put(passes, shard.passes.toLocaleString("en"));
@@ -178,12 +178,12 @@ class Figure {
     this.element = make("section", undefined, { class: "map", "aria-label": `Blocks of ${clean(shard.shard_id)}` });
     const frame = make("div");
     this.canvas = make("canvas", undefined, { class: "blocks", role: "img" });
-    const label = make("label", "Block (arrow keys move; so does pointing at the map) ");
+    const label = make("label", "Block ");
     this.slider = make("input", undefined, { type: "range", min: 0, max: 0, value: 0, step: 1 });
     label.append(this.slider);
     frame.append(this.canvas);
     this.summary = make("p");
-    this.readout = make("p", "", { class: "readout" });
+    this.readout = make("p", "Point at a block, tap it, or move here with the arrow keys, and read what it holds.", { class: "readout" });
     this.marked = make("ul", undefined, { "aria-label": "Marked blocks" });
     this.element.append(make("h3", clean(shard.shard_id)), this.summary, frame, label, this.readout, this.marked);
     this.map = new BlockMap(this.canvas, (block) => this.pick(block));
@@ -281,7 +281,7 @@ class Figure {
 
 function showLegend() {
   const samples = [[0, "", "just checked"], [90, "", "due again"], [150, "", "late: not within the period"], [255, "", "not for two periods, or not known"],
-    [20, "damaged", "damaged"], [20, "repaired", "repaired"]];
+    [80, "damaged", "damaged"], [80, "repaired", "repaired"]];
   byId("legend").replaceChildren(...samples.map(([age, state, text]) => {
     const item = make("span"), canvas = make("canvas", undefined, { "aria-hidden": "true" });
     drawSample(canvas, age, state);
@@ -413,5 +413,14 @@ function showStream() {
 showLegend();
 DARK.addEventListener("change", showLegend);
 setInterval(showVerdict, 1000);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) { showVerdict(); poll(); } });
+document.addEventListener("visibilitychange", () => {
+  // Browsers open only a few connections to one place, for all tabs together: one that nobody sees keeps none open.
+  if (document.hidden) {
+    source?.close();
+    [source, listening] = [null, false];
+  } else {
+    showVerdict();
+    poll();
+  }
+});
 poll();

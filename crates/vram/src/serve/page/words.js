@@ -162,7 +162,7 @@ function judge(status, records) {
   const oldest = Math.max(...status.shards.map((shard) => shard.oldest_age_seconds));
   return { level: "good", head: "All is well", since: status.ready_since, remedy: "", runbook: "", others: found,
     detail: `${counted(status.shards.length, "shard")}, every block as sealed; the oldest was checked ` +
-      `${duration(oldest)} ago, and each is within ${duration(status.scrub.period_seconds)}.` };
+      `${duration(oldest)} ago (a period is ${duration(status.scrub.period_seconds)}).` };
 }
 
 // What is said where the daemon does not answer.

@@ -8,19 +8,22 @@ export async function synthetic(page, base) {
   const ages = new Uint8Array(BLOCKS), unit = 0.6;
   let state = 20261125;
   const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
-  const marks = [[1234, "damaged"], [99_999, "repaired"], [204_799, "failed"]].map(([block, state], at) =>
+  const marks = [[31_234, "damaged"], [49_999, "repaired"], [204_799, "repaired"]].map(([block, state], at) =>
     ({ block, state, seq: 1000 + at, time: "2026-11-25T16:00:00Z" }));
-  const shard = { ...real.shards[0], shard_id: "large", bytes: BLOCKS * 2 ** 20, state: "VERIFIED", last_fault: null, tensors: 1000 };
+  const shard = { ...real.shards[0], shard_id: "large", bytes: BLOCKS * 2 ** 20, state: "QUARANTINED", tensors: 1000, last_fault: {
+    block: 31_234, tensor: "model.layers.11.mlp.up_proj.weight", first_byte: 31_234 * 2 ** 20 + 77, differing_bytes: 1, differing_bits: 1,
+    kind: "single-bit", suspect_from_ns: (Date.now() - 70_000) * 1e6, found_ns: (Date.now() - 30_000) * 1e6, outcome: "quarantined",
+  } };
   const json = (route, value) => route.fulfill({ json: value });
   await page.route("**/v1/status", (route) => json(route, {
-    ...real, time: new Date().toISOString(), shards: [shard], scrub: { ...real.scrub, period_seconds: 60 },
+    ...real, ready: false, not_ready: ["large: the shard is quarantined"], time: new Date().toISOString(), shards: [shard], scrub: { ...real.scrub, period_seconds: 60 },
     device: { ...real.device, total_bytes: 256 * 2 ** 30, used_bytes: shard.bytes, available_bytes: 56 * 2 ** 30 },
   }));
   await page.route("**/v1/shards/large/blocks", (route) => {
     for (let block = 0; block < BLOCKS; block += 1) ages[block] = Math.floor(random() * 70);
-    for (let late = 0; late < 300; late += 1) ages[Math.floor(random() * BLOCKS)] = 120 + Math.floor(random() * 136);
+    for (let late = 0; late < 300; late += 1) ages[Math.floor(random() * BLOCKS)] = 105 + Math.floor(random() * 90);
     return json(route, {
-      shard_id: "large", state: "VERIFIED", time: new Date().toISOString(), bytes: shard.bytes, block_bytes: 2 ** 20, blocks: BLOCKS,
+      shard_id: "large", state: "QUARANTINED", time: new Date().toISOString(), bytes: shard.bytes, block_bytes: 2 ** 20, blocks: BLOCKS,
       unit_seconds: unit, ages: Buffer.from(ages).toString("base64"), marks,
     });
   });

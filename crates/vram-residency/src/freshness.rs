@@ -138,3 +138,22 @@ impl Freshness {
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_for_a_map_are_whole_units_and_never_younger_than_they_are_told() {
+        let freshness = Freshness::new(1_000);
+        assert!(freshness.ages_in(Duration::from_nanos(1), 5_000).is_empty(), "nobody checks them one by one");
+        freshness.watch(4, Duration::from_secs(1));
+        let unit = Duration::from_micros(1);
+        freshness.checked(1, 4_001);
+        freshness.checked(2, 1_000_000);
+        assert_eq!(freshness.ages_in(unit, 256_000), [255, 251, 0, 255]);
+        assert_eq!(freshness.ages_in(unit, u64::MAX), [255; 4]);
+        assert_eq!(freshness.ages_in(Duration::ZERO, 1_005), [5, 0, 0, 5], "no division by nothing");
+    }
+}

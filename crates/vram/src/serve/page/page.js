@@ -4,7 +4,7 @@
 const POLL_MS = 2000, SOON_MS = 100, PATIENCE_MS = 4000, STALE_MS = 6000, EVENTS_SHOWN = 25;
 const byId = (id) => document.getElementById(id);
 const maps = new Map(), rows = new Map();
-let status = null, seenAt = 0, seenOn = 0, failures = 0, why = "", ahead = 0;
+let status = null, askedAt = 0, seenAt = 0, seenOn = 0, failures = 0, why = "", ahead = 0;
 let records = [], runbook = null, source = null, sourceWaits = 1000, pollTimer = 0, polling = false, again = false, listening = false;
 const hurried = new Set();
 
@@ -40,7 +40,7 @@ async function ask(path) {
 async function poll() {
   clearTimeout(pollTimer);
   if (polling) { again = true; return; }
-  polling = true;
+  [polling, askedAt] = [true, performance.now()];
   try {
     const next = await (await ask("/v1/status")).json();
     if (status && next.time === status.time) throw new Error("The same answer came twice: something between keeps old ones.");
@@ -67,12 +67,15 @@ function isLost() {
 }
 
 function verdict() {
+  // After a sleep, or in a tab that was hidden, nobody has asked for a while: that is not the daemon's silence.
+  if (failures === 0 && polling && performance.now() - askedAt < PATIENCE_MS && (!status || isLost())) return asking(status && status.time);
   if (isLost()) return lost(why || "It has not answered for a while.", status && Date.parse(status.time));
-  return status ? judge(status, records) : { level: "asking", head: "Asking the daemon …", detail: "", others: [] };
+  return status ? judge(status, records) : asking(null);
 }
 
 function showVerdict() {
-  const said = verdict(), gone = said.level === "gone";
+  if (status && isLost() && failures === 0 && !polling) poll();
+  const said = verdict(), gone = isLost();
   document.body.classList.toggle("stale", gone);
   byId("verdict").className = `verdict ${said.level}`;
   put(byId("sign"), SIGNS[said.level]);
@@ -196,8 +199,9 @@ class Figure {
 
   update(shard) {
     this.state = shard.state;
-    const pause = Math.min(5000, Math.max(POLL_MS / 2, status.scrub.period_seconds * 100));
-    if (performance.now() - this.askedAt >= pause) this.load();
+    // Less often for long periods, and for many shards.
+    this.pause = Math.max(Math.min(5000, Math.max(POLL_MS / 2, status.scrub.period_seconds * 100)), 100 * maps.size);
+    if (performance.now() - this.askedAt >= this.pause) this.load();
   }
 
   async load() {
@@ -239,7 +243,7 @@ class Figure {
   // Where nothing new comes, the map knows nothing.
   tick(gone) {
     if (!this.data) return;
-    const stale = gone || performance.now() - this.gotAt > 15000;
+    const stale = gone || performance.now() - this.gotAt > Math.max(15000, 3 * this.pause);
     this.map.setUnknown(stale);
     if (stale) put(this.summary, `Not known now. At ${clock(this.data.time)}: ${this.text}`);
   }
@@ -338,7 +342,7 @@ function showAudit(audit) {
 // --- Events ----------------------------------------------------------------------------------------------------------
 
 function take(seq, record) {
-  if (seq !== null && records.some((one) => one.seq === seq)) return;
+  if (records.some((one) => one.seq === seq && one.time_ns === record.time_ns && one.event === record.event)) return;
   // Of passes the last one says all.
   if (["ScrubPassed", "SealVerified"].includes(record.event)) {
     records = records.filter((one) => one.event !== record.event || one.shard_id !== record.shard_id);

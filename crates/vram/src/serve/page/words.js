@@ -63,7 +63,7 @@ function ofShard(shard, status) {
         `Fetch the file again and check its hash, then: vram release ${id} and vram load FILE`);
     case "UNVERIFIED":
       return { level: "warn", head: `Nothing can be said about ${id}`,
-        detail: `Its oldest block was checked ${duration(shard.oldest_age_seconds)} ago, or a record is lost. ` +
+        detail: "Its oldest block was not checked for two periods, a check could not be carried out, or a record is lost. " +
           "It is not known to be damaged, and not known to be whole.",
         since: shard.state_since, remedy: `See whether the audit log below is good; vram verify ${id} checks all of it now.`,
         runbook: "VramVerificationStale" };
@@ -106,8 +106,7 @@ function ofAudit(audit, status) {
     behind(evidence.witnesses, "The witness", "VramAuditWitnessBehind");
     const idle = (Date.parse(status.time) - Date.parse(audit.last_record_at)) / 1000;
     if (!evidence.refused && audit.records > evidence.signed_records && idle > 60) {
-      say("warn", "Records are not signed", `${counted(audit.records - evidence.signed_records, "record")} of the audit log` +
-        ` wait for a signature since ${duration(idle)} or longer.`, "See the daemon's output, and the disk.",
+      say("warn", "Records are not signed", "Records of the audit log wait for a signature for more than a minute.", "See the daemon's output, and the disk.",
         "VramAuditCheckpointStale");
     }
   }
@@ -163,6 +162,12 @@ function judge(status, records) {
   return { level: "good", head: "All is well", since: status.ready_since, remedy: "", runbook: "", others: found,
     detail: `${counted(status.shards.length, "shard")}, every block as sealed; the oldest was checked ` +
       `${duration(oldest)} ago (a period is ${duration(status.scrub.period_seconds)}).` };
+}
+
+// What is said until the daemon answers.
+function asking(at) {
+  return { level: "asking", head: "Asking the daemon …", detail: at ? `What is shown below is from ${clock(at)}.` : "",
+    since: null, remedy: "", runbook: "", others: [] };
 }
 
 // What is said where the daemon does not answer.

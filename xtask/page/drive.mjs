@@ -42,7 +42,7 @@ async function open({ width = 1280, height = 900, dark = false, phone = false, p
   page.on("dialog", (dialog) => { complaints.push(`a dialog: ${dialog.message()}`); dialog.dismiss(); });
   page.on("request", (request) => {
     const url = request.url();
-    if (!url.startsWith(`${BASE}/`) && !url.startsWith("data:image/svg+xml")) complaints.push(`a request to ${url}`);
+    if (!url.startsWith(`${BASE}/`) && !url.startsWith("data:image/svg+xml")) complain(`a request to ${url}`);
   });
   if (prepare) await prepare(page, context);
   await page.goto(`${BASE}/`);
@@ -177,6 +177,33 @@ try {
   await until(deaf, "all is well without events", isWell(deaf));
   await until(deaf, "it says so", async () => (await deaf.textContent("#stream")).includes("not open"));
   await deaf.close();
+
+  // What only some daemons have: clients, witnesses, replicas, some of them in trouble, with names that others chose.
+  const crowded = await open({ prepare: (one) => one.route("**/v1/status", async (route) => {
+    const answer = await (await route.fetch()).json();
+    const place = (name, state) => ({ name, state, records: 5, lag_records: 7, last_success: null, failures: 3, last_error: `<b>${name}</b>` });
+    answer.clients = [{ pid: 4711, uid: 1000, shards: ["a", "b"], attached_at: answer.time, name: "<img src=x onerror=alert(3)>" }];
+    Object.assign(answer.audit.evidence, { witnesses: [place("w1", "working"), place("w2", "failing")], replicas: [place("r1", "working")], quorum: 1 });
+    return route.fulfill({ json: answer });
+  }) });
+  await until(crowded, "it is in doubt", async () => await level(crowded) === "verdict warn" && /witness w2 is failing/.test(await headline(crowded)));
+  assert.match(await crowded.textContent("#client-rows"), /4711.*<img src=x onerror=alert\(3\)>/);
+  assert.equal(await crowded.locator("#elsewhere-rows tr").count(), 3);
+  assert.match(await crowded.textContent("#audit-facts"), /Signed\d+ records.*Cosigned/);
+  await accessible(crowded, "clients and witnesses");
+  await crowded.close();
+  assert.match(await page.textContent("#audit-facts"), /Signed\d+ records, .* ago, as/);
+  assert.match(await page.textContent("#verify-command"), new RegExp(`vram audit verify ${BASE}/audit`));
+  assert.equal((await fetch(BASE + await page.getAttribute("#published a", "href"))).status, 200);
+
+  // That violations are seen at all, and that the policy stops what it is for.
+  const stopped = [];
+  const control = await open({ expected: (text) => text.includes("example.org") && stopped.push(text) });
+  await control.evaluate(() => { document.body.append(Object.assign(document.createElement("img"), { src: "https://example.org/x.png" })); });
+  await until(control, "a violation is seen", async () => stopped.some((text) => text.startsWith("CSP violation: img-src")));
+  await assert.rejects(control.evaluate(() => { document.body.innerHTML = "<i>x</i>"; }), /TrustedHTML/);
+  await control.close();
+  complaints.splice(0, Infinity, ...complaints.filter((text) => !/TrustedHTML|require-trusted-types-for|trusted-types/.test(text)));
 
   // 200 GiB.
   const large = await open({ prepare: (one) => synthetic(one, BASE) });

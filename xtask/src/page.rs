@@ -3,7 +3,7 @@
 
 use crate::Args;
 use crate::daemon::{Daemon, Random};
-use crate::shell::{Ctx, run_and_read};
+use crate::shell::{Ctx, run, run_and_read};
 use crate::{debian, tools};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, json};
@@ -22,7 +22,9 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     args.finish()?;
     let packages = tools::npm(ctx, "page", &PACKAGES)?;
     let chromium = debian::with_dependencies(ctx, "chromium", &["fonts-dejavu-core"])?;
-    let daemon = Daemon::start(ctx, "page", &[4], &["--period", &format!("{PERIOD_S}s"), "--budget", "50%"])?;
+    let key = key(ctx)?;
+    let period = format!("{PERIOD_S}s");
+    let daemon = Daemon::start(ctx, "page", &[4], &["--period", &period, "--budget", "50%", "--audit-key", &key])?;
     let model = daemon.home.join("llama-3b.safetensors");
     make(&model)?;
     let loaded = daemon.ask(&["load", &model.to_string_lossy()])?;
@@ -41,6 +43,17 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let figures: Vec<&str> = said.iter().filter_map(|line| line.strip_prefix("figure ")).collect();
     ensure!(figures.len() >= 6, "the browser did not go through all of it: {figures:?}");
     Ok(figures.join("; "))
+}
+
+/// A key for the log, so that the page has something to say of what is signed.
+fn key(ctx: &Ctx) -> Result<String> {
+    run(ctx.cargo().args(["build", "--release", "-p", "vram"]))?;
+    let home = ctx.target.join("tmp/page-key");
+    let _ = std::fs::remove_dir_all(&home);
+    std::fs::create_dir_all(&home)?;
+    let key = home.join("audit.key").display().to_string();
+    run(ctx.command(ctx.target.join("release/vram")).args(["audit", "keygen", "--audit-key", &key]))?;
+    Ok(key)
 }
 
 /// A model of the shape of a language model, and with names that would do harm where they were taken for more than text.

@@ -20,6 +20,8 @@ use crate::output::rfc3339;
 const UNITS: u32 = 100;
 /// How long one map serves everybody, at least and at most: a quarter of the period in between.
 const SERVES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// And at most where a block was damaged or repaired since: whoever heard of it wants to see it.
+const CHANGED: Duration = Duration::from_millis(50);
 /// A map that nobody asked for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Tensors named of one block.
@@ -27,7 +29,15 @@ const TENSORS: usize = 16;
 
 /// The maps that were made last, as they are sent.
 #[derive(Debug, Default)]
-pub(super) struct Maps(Mutex<BTreeMap<ShardId, (Instant, Bytes)>>);
+pub(super) struct Maps(Mutex<BTreeMap<ShardId, Made>>);
+
+/// A map, when it was made, and what was known of damage then.
+#[derive(Debug)]
+struct Made {
+    at: Instant,
+    changes: u64,
+    map: Bytes,
+}
 
 impl Maps {
     /// The map of a shard in JSON.
@@ -35,13 +45,15 @@ impl Maps {
         let serves = (period / 4).clamp(SERVES.0, SERVES.1);
         // Held while it is made: those who ask at the same time wait for the same one.
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.retain(|_, (made, _)| made.elapsed() < FORGOTTEN);
-        if let Some((_, map)) = maps.get(shard.shard_id()).filter(|(made, _)| made.elapsed() < serves) {
-            return Ok(map.clone());
+        maps.retain(|_, made| made.at.elapsed() < FORGOTTEN);
+        let changes = recent.changes();
+        let serves = |made: &&Made| made.at.elapsed() < if made.changes == changes { serves } else { CHANGED };
+        if let Some(made) = maps.get(shard.shard_id()).filter(serves) {
+            return Ok(made.map.clone());
         }
         let map = serde_json::to_vec(&view(shard, recent, period));
         let map = Bytes::from(map.map_err(|error| Failure::new("defect", error.to_string()))?);
-        maps.insert(*shard.shard_id(), (Instant::now(), map.clone()));
+        maps.insert(*shard.shard_id(), Made { at: Instant::now(), changes, map: map.clone() });
         Ok(map)
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Recent {
     kept: Mutex<Kept>,
     /// When the last record was made, nanoseconds since 1970; 0 for never.
     last_ns: AtomicU64,
+    /// Counts the records that may have changed what is known of blocks.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,9 @@ impl Recent {
         let mut kept = self.kept();
         if critical || OF_WHOLE_SHARDS.iter().any(|event| contains(leaf, event)) {
             kept.mark(seq, leaf);
+            if critical {
+                self.changes.fetch_add(1, Ordering::AcqRel);
+            }
         }
         kept.count = kept.count.saturating_add(1);
         let nth = kept.count;
@@ -93,6 +98,11 @@ impl Recent {
     /// When the last record was made; none where there was none.
     pub(super) fn last_at(&self) -> Option<String> {
         Some(self.last_ns.load(Ordering::Acquire)).filter(|at| *at > 0).map(rfc3339)
+    }
+
+    /// A number that is another one where something new is known of blocks.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// The last records, oldest first.

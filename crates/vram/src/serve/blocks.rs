@@ -42,7 +42,7 @@ struct Made {
 impl Maps {
     /// The map of a shard in JSON.
     pub(super) fn get(&self, shard: &SealedShard, recent: &Recent, period: Duration) -> Result<Bytes, Failure> {
-        let serves = (period / 4).clamp(SERVES.0, SERVES.1);
+        let serves = period.checked_div(4).unwrap_or_default().clamp(SERVES.0, SERVES.1);
         // Held while it is made: those who ask at the same time wait for the same one.
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         maps.retain(|_, made| made.at.elapsed() < FORGOTTEN);
@@ -59,7 +59,7 @@ impl Maps {
 }
 
 fn view(shard: &SealedShard, recent: &Recent, period: Duration) -> BlockMapView {
-    let unit = period / UNITS;
+    let unit = period.checked_div(UNITS).unwrap_or_default();
     BlockMapView {
         shard_id: *shard.shard_id(),
         state: shard.state(),

@@ -1,8 +1,9 @@
 //! What the daemon says about itself, in the shape in which it is sent. `openapi.json` describes the same.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
+use audit_logging::{Clock as _, SystemClock};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use vram_residency::device::{DeviceInfo, Protection, Residency};
@@ -200,7 +201,7 @@ pub(crate) struct RecordView {
 
 /// Nanoseconds since 1970, by the clock of the day.
 pub(crate) fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemClock::new().wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 

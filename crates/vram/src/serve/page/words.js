@@ -159,7 +159,9 @@ function judge(status, records) {
   const [worst] = found;
   if (worst && worst.level !== "note") return { ...worst, others: found.slice(1) };
   const oldest = Math.max(...status.shards.map((shard) => shard.oldest_age_seconds));
-  return { level: "good", head: "All is well", since: status.ready_since, remedy: "", runbook: "", others: found,
+  // A fault that was repaired at once may have been too short for the daemon to call itself not ready.
+  const since = Math.max(Date.parse(status.ready_since), ...status.shards.map((shard) => shard.last_fault ? shard.last_fault.found_ns / 1e6 : 0));
+  return { level: "good", head: "All is well", since, remedy: "", runbook: "", others: found,
     detail: `${counted(status.shards.length, "shard")}, every block as sealed; the oldest was checked ` +
       `${duration(oldest)} ago (a period is ${duration(status.scrub.period_seconds)}).` };
 }

@@ -12,6 +12,7 @@ mod fuzz;
 mod hot;
 mod model;
 mod msrv;
+mod page;
 mod replica;
 mod report;
 mod shell;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, replica, soak, strace, tools};
+use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, soak, strace, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -46,6 +46,13 @@ pub const STEPS: &[Step] = &[
         help: "Prometheus judges rules, dashboard and metrics, and its alert fires on a broken bit",
         quick: false,
         run: alerts::step,
+    },
+    Step {
+        name: "page",
+        args: "[--save]",
+        help: "the status page in a real browser: all well, damaged, repaired, gone",
+        quick: false,
+        run: page::step,
     },
     Step {
         name: "deploy",

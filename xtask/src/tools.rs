@@ -127,6 +127,36 @@ pub fn modern_base(ctx: &Ctx) -> Option<PathBuf> {
     })
 }
 
+/// The oldest Node.js that the browser's driver runs on.
+const NODE: u32 = 20;
+
+/// Packages of the npm registry, each `name@version`, without any that they would bring along, in a folder of their own.
+pub fn npm(ctx: &Ctx, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let node = capture(ctx.command("node").arg("--version")).unwrap_or_default();
+    let major = node.trim().trim_start_matches('v').split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_none_or(|major| major < NODE) || capture(ctx.command("npm").arg("--version")).is_err() {
+        bail!("this step needs Node.js {NODE} or newer with npm on the path (Debian 13: packages nodejs and npm)");
+    }
+    let dir = home(ctx).join(name);
+    let (stamp, wanted) = (dir.join("packages.txt"), packages.join("\n"));
+    if std::fs::read_to_string(&stamp).is_ok_and(|done| done == wanted) {
+        return Ok(dir);
+    }
+    let start = Instant::now();
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("package.json"), "{\"private\":true}\n")?;
+    run(ctx
+        .command("npm")
+        .args(["install", "--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .args(["--omit=optional", "--loglevel=error"])
+        .args(packages)
+        .current_dir(&dir))?;
+    std::fs::write(&stamp, wanted)?;
+    say(&format!("{} installed in {:.0} s", packages.join(", "), start.elapsed().as_secs_f64()));
+    Ok(dir)
+}
+
 /// `pip` that asks nothing and says little.
 pub fn pip(ctx: &Ctx, verb: &str) -> Result<Command> {
     let mut pip = ctx.command(python(ctx)?);

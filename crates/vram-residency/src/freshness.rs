@@ -119,6 +119,16 @@ impl Freshness {
         self.blocks.get().map(|blocks| blocks.iter().map(age).collect()).unwrap_or_default()
     }
 
+    /// The same in whole units, one byte a block, in one allocation; 255 for so many and more.
+    pub(crate) fn ages_in(&self, unit: Duration, now_ns: u64) -> Vec<u8> {
+        let unit_ns = nanoseconds(unit).max(1);
+        let age = |checked: &AtomicU64| {
+            let age_ns = now_ns.saturating_sub(checked.load(Ordering::Acquire));
+            u8::try_from(age_ns.checked_div(unit_ns).unwrap_or(0)).unwrap_or(u8::MAX)
+        };
+        self.blocks.get().map(|blocks| blocks.iter().map(age).collect()).unwrap_or_default()
+    }
+
     fn block(&self, block: u64) -> Option<&AtomicU64> {
         self.blocks.get()?.get(usize::try_from(block).ok()?)
     }
@@ -127,4 +137,23 @@ impl Freshness {
 /// A duration in nanoseconds; 584 years and more are as good as for ever.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_for_a_map_are_whole_units_and_never_younger_than_they_are_told() {
+        let freshness = Freshness::new(1_000);
+        assert!(freshness.ages_in(Duration::from_nanos(1), 5_000).is_empty(), "nobody checks them one by one");
+        freshness.watch(4, Duration::from_secs(1));
+        let unit = Duration::from_micros(1);
+        freshness.checked(1, 4_001);
+        freshness.checked(2, 1_000_000);
+        assert_eq!(freshness.ages_in(unit, 256_000), [255, 251, 0, 255]);
+        assert_eq!(freshness.ages_in(unit, u64::MAX), [255; 4]);
+        assert_eq!(freshness.ages_in(Duration::ZERO, 1_005), [5, 0, 0, 5], "no division by nothing");
+    }
 }

@@ -391,6 +391,20 @@ impl SealedShard {
         self.inner.freshness.ages(self.inner.home.now_ns())
     }
 
+    /// The same in whole units and one byte a block, for maps of many blocks: 255 stands for 255 units and more.
+    #[must_use]
+    pub fn block_ages_in(&self, unit: Duration) -> Vec<u8> {
+        self.inner.freshness.ages_in(unit, self.inner.home.now_ns())
+    }
+
+    /// Time since the last check of one block; none where the shard has no such block.
+    #[must_use]
+    pub fn block_age(&self, block: u64) -> Option<Duration> {
+        let shard = &*self.inner;
+        shard.sealed_value(block)?;
+        Some(Duration::from_nanos(shard.home.now_ns().saturating_sub(shard.freshness.block_ns(block))))
+    }
+
     /// The last fault that was found and confirmed.
     #[must_use]
     pub fn last_fault(&self) -> Option<Fault> {

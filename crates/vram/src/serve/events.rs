@@ -9,6 +9,9 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 use vram_residency::audit::Tap;
 
+use super::recent::Recent;
+use super::report::now_ns;
+
 /// Records that a slow reader may lag behind.
 const BACKLOG: usize = 1024;
 
@@ -24,23 +27,36 @@ pub(super) struct Events {
     sender: broadcast::Sender<Record>,
     readers: usize,
     closing: Arc<watch::Sender<bool>>,
+    recent: Arc<Recent>,
 }
 
 impl Events {
     /// Half of the connections may be streams: the rest is for those who ask how things are.
     pub(super) fn new(connections: usize) -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), readers: connections.div_ceil(2), closing: Arc::default() }
+        Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            readers: connections.div_ceil(2),
+            closing: Arc::default(),
+            recent: Arc::default(),
+        }
     }
 
     /// What the audit trail shows its records to. Waits for nobody.
     pub(super) fn tap(&self) -> Arc<Tap> {
-        let sender = self.sender.clone();
+        let (sender, recent) = (self.sender.clone(), self.recent());
         Arc::new(move |seq, leaf| {
+            // First, so that who hears of a record and asks finds it.
+            recent.note(seq, leaf, now_ns());
             if sender.receiver_count() > 0 {
                 let leaf = String::from_utf8_lossy(leaf).into();
                 let _ = sender.send(Record { seq, leaf });
             }
         })
+    }
+
+    /// What the trail said last.
+    pub(super) fn recent(&self) -> Arc<Recent> {
+        Arc::clone(&self.recent)
     }
 
     /// Ends every stream: the daemon stops.
@@ -66,7 +82,8 @@ impl Events {
                     let event = Event::default().event("record").data(&*record.leaf);
                     match record.seq {
                         Some(seq) => event.id(seq.to_string()),
-                        None => event,
+                        // Else a browser would take it for the one before.
+                        None => event.id(""),
                     }
                 }
                 Err(RecvError::Lagged(missed)) => Event::default().event("lagged").data(missed.to_string()),

@@ -1,5 +1,6 @@
 //! What of the audit log leaves the machine: replicas and witnesses, as the configuration names them, and their metrics.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -156,6 +157,11 @@ impl Evidence {
         }
     }
 
+    /// Where the log is published.
+    pub(super) fn dir(&self) -> &Path {
+        self.publisher.dir()
+    }
+
     pub(super) fn view(&self) -> EvidenceView {
         let signed = self.publisher.status();
         let elsewhere = self.replication.as_ref().map(Replication::status).unwrap_or_default();
@@ -166,12 +172,14 @@ impl Evidence {
             pruned_records: signed.minimum_index,
             pruned_in_segments: signed.pruned_in_segments,
             keep_seconds: self.keep.map(|keep| keep.as_secs()),
+            signed_at: signed.last_signed_at.map(moment),
             refused: signed.refused.map(|refusal| refusal.to_string()),
             last_failure: signed.last_failure,
             replicas: elsewhere.replicas.into_iter().map(view_of_replica).collect(),
             witnesses: elsewhere.witnesses.into_iter().map(view_of_witness).collect(),
             quorum: elsewhere.quorum,
             cosigned_records: signed.cosigned_size,
+            cosigned_at: elsewhere.last_cosigned.map(moment),
         }
     }
 

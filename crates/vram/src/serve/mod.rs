@@ -7,15 +7,20 @@
 //! ```
 
 mod auth;
+mod blocks;
 mod config;
 mod events;
 mod evidence;
 mod http;
 mod openapi;
+mod page;
+mod published;
+mod recent;
 mod registry;
 mod report;
 mod retention;
 mod routes;
+mod since;
 mod socket;
 mod telemetry;
 
@@ -117,7 +122,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, subject_key));
+    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, subject_key, events.recent()));
 
     if let Some(evidence) = evidence {
         registry.sign(evidence, &settings.evidence)?;

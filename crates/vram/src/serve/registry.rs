@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use vram_residency::actor::{Acting, SubjectKey};
 use vram_residency::audit::TrailHealth;
 use vram_residency::digest::BLOCK_BYTES;
@@ -14,10 +15,15 @@ use vram_residency::{
     Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager,
 };
 
+use super::blocks::{self, Maps};
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
-use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
+use super::recent::Recent;
+use super::report::{
+    AuditView, BlockView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView, now_ns,
+};
 use super::retention::Retention;
+use super::since::Since;
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
@@ -53,6 +59,9 @@ pub(crate) struct Registry {
     period: Duration,
     /// Bytes verified in a second, as last seen.
     speed: Mutex<f64>,
+    recent: Arc<Recent>,
+    maps: Maps,
+    since: Since,
 }
 
 impl Registry {
@@ -62,6 +71,7 @@ impl Registry {
         settings: &Settings,
         trail: &Trail,
         subject_key: Option<SubjectKey>,
+        recent: Arc<Recent>,
     ) -> Self {
         Self {
             manager,
@@ -75,6 +85,9 @@ impl Registry {
             allow_drill: settings.allow_drill,
             period: settings.period,
             speed: Mutex::new(0.0),
+            recent,
+            maps: Maps::default(),
+            since: Since::default(),
         }
     }
 
@@ -236,6 +249,21 @@ impl Registry {
         Ok(self.view(&self.sealed(shard_id)?))
     }
 
+    /// The map of a shard's blocks in JSON.
+    pub(super) fn blocks(&self, shard_id: &ShardId) -> Result<Bytes, Failure> {
+        self.maps.get(&self.sealed(shard_id)?, &self.recent, self.period)
+    }
+
+    pub(super) fn block(&self, shard_id: &ShardId, block: u64) -> Result<BlockView, Failure> {
+        blocks::block(&self.sealed(shard_id)?, block, &self.recent)
+    }
+
+    /// Where the audit log is published, if it is.
+    pub(super) fn published(&self) -> PathBuf {
+        // Without a key now, it may have had one before.
+        self.evidence().map_or_else(|| self.audit_dir.join("tlog"), |evidence| evidence.dir().to_owned())
+    }
+
     pub(super) fn status(&self) -> StatusView {
         let (mut shards, mut unsealed) = (Vec::new(), Vec::new());
         for (shard_id, place) in &*lock(&self.places) {
@@ -246,11 +274,15 @@ impl Registry {
             }
         }
         let health = self.readiness();
+        let now = now_ns();
+        self.since.keep(|shard_id| shards.iter().any(|shard| shard.shard_id == *shard_id));
         let capacity = self.manager.capacity();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             worker_id: self.manager.worker_id().to_string(),
+            time: rfc3339(now),
             ready: health.ok,
+            ready_since: rfc3339(self.since.readiness(health.ok, now)),
             not_ready: health.reasons,
             on_failure: self.manager.policy().on_failure.as_str(),
             device: DeviceView {
@@ -345,6 +377,7 @@ impl Registry {
             queued: figure(|log| log.queued),
             lost: trail.lost_records(),
             late: figure(|log| log.late),
+            last_record_at: self.recent.last_at(),
             evidence: self.evidence().map(|evidence| evidence.view()),
         }
     }
@@ -372,6 +405,7 @@ impl Registry {
 
     fn view(&self, shard: &SealedShard) -> ShardView {
         let scrub = self.scrubber.shard_status(shard);
+        let state = shard.state();
         ShardView {
             shard_id: *shard.shard_id(),
             model_ref: shard.model_ref().to_owned(),
@@ -380,7 +414,8 @@ impl Registry {
             bytes: shard.bytes(),
             digest: shard.digest(),
             tensors: shard.table().len(),
-            state: shard.state(),
+            state,
+            state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
             residency: shard.residency(),
             protection: shard.protection(),
             sealed_at: rfc3339(shard.sealed_at_ns()),

@@ -1,8 +1,11 @@
 //! What the daemon says about itself, in the shape in which it is sent. `openapi.json` describes the same.
 
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
+use audit_logging::{Clock as _, SystemClock};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use vram_residency::device::{DeviceInfo, Protection, Residency};
 use vram_residency::digest::Digest;
 use vram_residency::scrub::ScrubStatus;
@@ -13,7 +16,11 @@ use vram_residency::{Fault, ShardId, ShardState};
 pub(crate) struct StatusView {
     pub(crate) version: &'static str,
     pub(crate) worker_id: String,
+    /// The daemon's clock, so that nobody need trust his own.
+    pub(crate) time: String,
     pub(crate) ready: bool,
+    /// Since when it is ready, or is not.
+    pub(crate) ready_since: String,
     /// Why not, where not.
     pub(crate) not_ready: Vec<String>,
     pub(crate) on_failure: &'static str,
@@ -44,6 +51,8 @@ pub(crate) struct AuditView {
     pub(crate) queued: u64,
     pub(crate) lost: u64,
     pub(crate) late: u64,
+    /// When the daemon made its last record.
+    pub(crate) last_record_at: Option<String>,
     /// What of it is signed, copied and cosigned; none where it has no key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) evidence: Option<EvidenceView>,
@@ -61,6 +70,8 @@ pub(crate) struct EvidenceView {
     pub(crate) pruned_in_segments: u64,
     /// How long records are kept; for ever without.
     pub(crate) keep_seconds: Option<u64>,
+    /// When the daemon signed last; none where it has not yet.
+    pub(crate) signed_at: Option<String>,
     /// Why nothing more is signed, where that is so.
     pub(crate) refused: Option<String>,
     /// What failed last, or what is wrong with the next key, until it is mended.
@@ -70,6 +81,8 @@ pub(crate) struct EvidenceView {
     /// Witnesses that have to cosign.
     pub(crate) quorum: usize,
     pub(crate) cosigned_records: u64,
+    /// When enough witnesses cosigned last; none where the daemon has not seen it yet.
+    pub(crate) cosigned_at: Option<String>,
 }
 
 /// A replica or a witness.
@@ -111,6 +124,8 @@ pub(crate) struct ShardView {
     pub(crate) digest: Digest,
     pub(crate) tensors: usize,
     pub(crate) state: ShardState,
+    /// When the daemon first saw it so.
+    pub(crate) state_since: String,
     pub(crate) residency: Residency,
     pub(crate) protection: Protection,
     pub(crate) sealed_at: String,
@@ -121,6 +136,81 @@ pub(crate) struct ShardView {
     pub(crate) repairs: u64,
     pub(crate) has_source: bool,
     pub(crate) last_fault: Option<Fault>,
+}
+
+/// Every block of a shard: when it was last found as sealed.
+#[derive(Debug, Serialize)]
+pub(crate) struct BlockMapView {
+    pub(crate) shard_id: ShardId,
+    pub(crate) state: ShardState,
+    pub(crate) time: String,
+    pub(crate) bytes: u64,
+    pub(crate) block_bytes: u64,
+    pub(crate) blocks: u64,
+    /// What ages are counted in.
+    pub(crate) unit_seconds: f64,
+    /// Base64; one byte a block, in order: whole units since its last check, 255 for 255 and more.
+    pub(crate) ages: String,
+    pub(crate) marks: Vec<MarkView>,
+}
+
+/// What the audit log said last of a block that was damaged.
+#[derive(Debug, Serialize)]
+pub(crate) struct MarkView {
+    pub(crate) block: u64,
+    pub(crate) state: MarkState,
+    /// The record's number, where the log has taken it.
+    pub(crate) seq: Option<u64>,
+    pub(crate) time: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MarkState {
+    Damaged,
+    Repaired,
+    /// Its repair failed.
+    Failed,
+}
+
+/// One block.
+#[derive(Debug, Serialize)]
+pub(crate) struct BlockView {
+    pub(crate) shard_id: ShardId,
+    pub(crate) block: u64,
+    /// Its bytes, counted from the start of the shard.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) age_seconds: f64,
+    pub(crate) checked_at: String,
+    /// The first tensors that have bytes in it.
+    pub(crate) tensors: Vec<TensorView>,
+    /// How many more have.
+    pub(crate) more_tensors: usize,
+    pub(crate) mark: Option<MarkView>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct TensorView {
+    pub(crate) name: String,
+    pub(crate) dtype: &'static str,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// A record of the audit log.
+#[derive(Debug, Serialize)]
+pub(crate) struct RecordView {
+    /// Its number, where the log has taken it.
+    pub(crate) seq: Option<u64>,
+    /// As it stands in the log.
+    pub(crate) record: Box<RawValue>,
+}
+
+/// Nanoseconds since 1970, by the clock of the day.
+pub(crate) fn now_ns() -> u64 {
+    let since = SystemClock::new().wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A shard whose seal was given up, and that waits to be sealed again.

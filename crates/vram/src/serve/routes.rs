@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
@@ -22,7 +23,7 @@ use super::events::Events;
 use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
-use super::{openapi, telemetry};
+use super::{openapi, page, published, telemetry};
 use crate::exit::{Exit, Failure};
 
 /// Largest body that is read.
@@ -47,7 +48,8 @@ pub(super) fn public(shared: Shared) -> Router {
         .route("/v1/shards/{id}/verify", post(verify))
         .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
     let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
-    finish(look().merge(guarded), shared).layer(local)
+    let show = page::routes().route("/audit/{*file}", get(published_file));
+    finish(look().merge(guarded).merge(show), shared).layer(local)
 }
 
 /// For who may open the control socket: everything.
@@ -71,7 +73,10 @@ fn look() -> Router<Shared> {
         .route("/v1/status", get(|State(shared): State<Shared>| async move { Json(shared.registry.status()) }))
         .route("/v1/shards", get(|State(shared): State<Shared>| async move { Json(shared.registry.status().shards) }))
         .route("/v1/shards/{id}", get(shard))
+        .route("/v1/shards/{id}/blocks", get(blocks))
+        .route("/v1/shards/{id}/blocks/{block}", get(block))
         .route("/v1/events", get(events))
+        .route("/v1/records", get(|State(shared): State<Shared>| async move { Json(shared.events.recent().records()) }))
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi::DOCUMENT) }))
 }
 
@@ -89,15 +94,19 @@ fn finish(router: Router<Shared>, shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// Nobody's browser should guess what this is, or keep it.
+/// Nobody's browser should guess what this is, or keep it, or show it inside something else, unless the answer itself says
+/// more.
 async fn plain(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ] {
-        headers.insert(name, header::HeaderValue::from_static(value));
+        headers.entry(name).or_insert(header::HeaderValue::from_static(value));
     }
     response
 }
@@ -158,6 +167,34 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 
 async fn shard(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
     Ok(Json(shared.registry.shard(&id)?))
+}
+
+async fn blocks(
+    State(shared): State<Shared>,
+    Id(id): Id,
+) -> Result<([(header::HeaderName, &'static str); 1], Bytes), Refusal> {
+    Ok(([(header::CONTENT_TYPE, "application/json")], shared.registry.blocks(&id)?))
+}
+
+async fn block(State(shared): State<Shared>, Path((id, block)): Path<(String, String)>) -> Answer<impl Serialize> {
+    let id = ShardId::new(&id).map_err(|error| Failure::usage(error.to_string()))?;
+    let block = block.parse().map_err(|_| Failure::usage("a block is named by its number, counted from 0"))?;
+    Ok(Json(shared.registry.block(&id, block)?))
+}
+
+async fn published_file(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    match published::file(shared.registry.published(), &name).await {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => {
+            let message =
+                "the published log has no such file; it begins with /audit/checkpoint, where the log has a key";
+            Err(Refusal(StatusCode::NOT_FOUND, Failure::new("not-found", message)))
+        }
+        Err(error) => {
+            let message = format!("the published log cannot be read: {error}; check the disk");
+            Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, Failure::new("system", message)))
+        }
+    }
 }
 
 async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use audit_logging::publish::{PublishOptions, Publisher};
-use audit_logging::{AuditLog, Clock, Severity};
+use audit_logging::{AuditLog, Clock, Severity, SystemClock};
 use serde_json::Value;
 use support::Home;
 use support::daemon::Daemon;
@@ -148,7 +148,7 @@ struct Behind(Duration);
 
 impl Clock for Behind {
     fn wall(&self) -> SystemTime {
-        SystemTime::now() - self.0
+        SystemClock::new().wall() - self.0
     }
 
     fn monotonic(&self) -> Duration {

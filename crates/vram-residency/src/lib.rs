@@ -55,11 +55,13 @@
 
 pub mod actor;
 pub mod audit;
+pub mod client;
 mod damage;
 pub mod device;
 pub mod digest;
 mod error;
 mod freshness;
+pub mod handout;
 mod loader;
 mod manager;
 pub mod metrics;

@@ -72,11 +72,12 @@ fn every_attach_and_release_is_on_record_with_who_it_was_and_counted() {
     let home = Home::new();
     let mut daemon = Daemon::start(&home, &[]);
     {
+        // One who hangs up without a word, and one who says what he does.
+        let mut raw = Raw::greeted(&daemon.attach());
+        raw.attach("small-bin");
         let client = client::connect_to(&daemon.attach()).unwrap();
-        let small = client.attach("small-bin").unwrap();
         drop(client.attach("big-bin").unwrap());
         assert!(client.attach("nobody").is_err());
-        assert!(small.verify().is_ok());
     }
     daemon.until("nobody is connected", |status| status["handout"]["clients"] == json!([]));
     let held = client::connect_to(&daemon.attach()).unwrap().attach("small-bin").unwrap();

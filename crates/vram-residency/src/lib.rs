@@ -37,6 +37,9 @@
 //! # }
 //! ```
 //!
+//! What one process holds, others can map, read-only and without a copy: [`handout`] is the protocol, [`client`] the other
+//! side of it.
+//!
 //! # What it refuses to do
 //!
 //! It never falls back silently: a device that was asked for and is not there is an error, memory that could not be
@@ -87,3 +90,8 @@ pub use shard_id::{MAX_SHARD_ID, ShardId, ShardIdError};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// So is that of the engine developer's five minutes.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/attach.md")]
+struct AttachInFiveMinutes;

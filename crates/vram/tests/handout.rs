@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 use support::attach::Raw;
 use support::daemon::{Daemon, WAIT};
 use support::{Home, events, safetensors, text};
@@ -65,6 +66,31 @@ fn a_model_is_mapped_by_name_id_or_digest_and_is_the_file_byte_for_byte() {
     assert_eq!(of["leases"][0]["shard_id"], "llama-safetensors");
     let public = daemon.get("/v1/status").json();
     assert_eq!((&public["handout"]["leases"], &public["handout"]["clients"][0]["pid"]), (&json!(3), &Value::Null));
+}
+
+/// The client in the documentation, in another language and without our code.
+#[test]
+fn the_client_in_python_sees_the_same() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let file = safetensors(["model.norm.weight", "lm_head.weight"], 300);
+    daemon.told(&["load", home.file("llama.safetensors", &file).to_str().unwrap()]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/attach.py");
+    let python = |shard: &str| Command::new("python3").arg(&script).arg(daemon.attach()).arg(shard).output().unwrap();
+    let said = python("llama.safetensors");
+    assert!(said.status.success(), "{said:?}");
+    let sha256: String = sha2::Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = format!(
+        "sha256 {sha256}\nlm_head.weight BF16 [300, 256] 153600\nmodel.norm.weight BF16 [300, 256] 153600\n"
+    );
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&String::from_utf8(said.stdout).unwrap()), sorted(&expected));
+    let said = python("nobody");
+    assert!(String::from_utf8(said.stderr).unwrap().contains("unknown-shard"));
 }
 
 #[test]

@@ -80,7 +80,8 @@ pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
 pub use loader::{Cancelled, Progress};
 pub use manager::{
-    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed, Verified, VramManager,
+    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed,
+    Verified, VramManager,
 };
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};

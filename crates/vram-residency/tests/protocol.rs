@@ -57,7 +57,7 @@ fn messages_are_as_published() {
     for message in requests() {
         let request: Request = serde_json::from_value(message.clone()).unwrap();
         let frame = encode(&request).unwrap();
-        assert_eq!(serde_json::from_slice::<Request>(&body(&frame, MAX_REQUEST).unwrap()).unwrap(), request);
+        assert_eq!(Request::parse(&body(&frame, MAX_REQUEST).unwrap()).unwrap(), request);
         assert_eq!(serde_json::to_value(&request).unwrap(), message);
         vectors.push(json!({"from": "client", "message": message, "frame": hex(&frame)}));
     }
@@ -94,8 +94,7 @@ const REFUSED: [(&str, &str); 6] = [
 fn what_is_no_request_is_refused() {
     for (why, frame) in REFUSED {
         let frame = unhex(frame).unwrap();
-        let understood =
-            body(&frame, MAX_REQUEST).is_some_and(|body| serde_json::from_slice::<Request>(&body).is_ok());
+        let understood = body(&frame, MAX_REQUEST).is_some_and(|body| Request::parse(&body).is_ok());
         assert!(!understood, "{why}");
     }
     for wrong in [
@@ -107,7 +106,7 @@ fn what_is_no_request_is_refused() {
         json!({"type": "write"}),
         json!(["list"]),
     ] {
-        assert!(serde_json::from_value::<Request>(wrong.clone()).is_err(), "{wrong}");
+        assert!(Request::parse(wrong.to_string().as_bytes()).is_err(), "{wrong}");
     }
 }
 

@@ -80,9 +80,8 @@ fn the_client_in_python_sees_the_same() {
     let said = python("llama.safetensors");
     assert!(said.status.success(), "{said:?}");
     let sha256: String = sha2::Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = format!(
-        "sha256 {sha256}\nlm_head.weight BF16 [300, 256] 153600\nmodel.norm.weight BF16 [300, 256] 153600\n"
-    );
+    let expected =
+        format!("sha256 {sha256}\nlm_head.weight BF16 [300, 256] 153600\nmodel.norm.weight BF16 [300, 256] 153600\n");
     let sorted = |text: &str| {
         let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
         lines.sort();
@@ -123,7 +122,8 @@ fn every_attach_and_release_is_on_record_with_who_it_was_and_counted() {
     let who = text(&home.json(["audit", "subject", "--uid", &uid.to_string()])["actor"]);
     let events = events(&home.audit());
     let ours: Vec<_> = events.iter().filter(|event| event["event"].as_str().unwrap().contains("ttach")).collect();
-    let ours: Vec<_> = ours.into_iter().chain(events.iter().filter(|event| event["event"] == "ShardDetached")).collect();
+    let ours: Vec<_> =
+        ours.into_iter().chain(events.iter().filter(|event| event["event"] == "ShardDetached")).collect();
     let brief = |event: &&Value| (text(&event["event"]), event["shard_id"].clone(), event["reason"].clone());
     let told: Vec<_> = ours.iter().map(brief).collect();
     let expected = [

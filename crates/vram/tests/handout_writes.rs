@@ -26,7 +26,10 @@ fn map(file: &File, access: ProtFlags, flags: MapFlags) -> Result<*mut std::ffi:
 fn try_everything(file: &File) {
     let refused = |what: &str, answer: std::io::Result<()>| {
         let error = answer.expect_err(what).raw_os_error().unwrap();
-        assert!([libc_eperm(), Errno::BADF.raw_os_error(), Errno::INVAL.raw_os_error()].contains(&error), "{what}: {error}");
+        assert!(
+            [libc_eperm(), Errno::BADF.raw_os_error(), Errno::INVAL.raw_os_error()].contains(&error),
+            "{what}: {error}"
+        );
     };
     refused("write", file.write_at(&[0xff], 300).map(drop));
     refused("shrink", file.set_len(0));

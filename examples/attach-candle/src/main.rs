@@ -23,7 +23,9 @@ use candle_core::Device;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [file, vocabulary, sentence] = arguments.as_slice() else {
-        anyhow::bail!("usage: attach-candle model.safetensors vocab.txt SENTENCE; set VRAM_ATTACH_SOCKET to the socket");
+        anyhow::bail!(
+            "usage: attach-candle model.safetensors vocab.txt SENTENCE; set VRAM_ATTACH_SOCKET to the socket"
+        );
     };
     let ids = tokens::encode(&std::fs::read_to_string(vocabulary)?, sentence)?;
     println!("{} tokens: {ids:?}", ids.len());
@@ -36,7 +38,10 @@ fn main() -> Result<()> {
     let took = begun.elapsed();
     let attached = embed(&Attached(&model), &ids)?;
     let taken = private_kib()?.saturating_sub(before);
-    println!("attached  {} bytes in {took:.2?}; own memory, activations included: {taken} KiB more", model.bytes().len());
+    println!(
+        "attached  {} bytes in {took:.2?}; own memory, activations included: {taken} KiB more",
+        model.bytes().len()
+    );
     let digest = model.verify()?;
     println!("verified  {digest}, by this process, of the bytes that it used");
 

@@ -134,7 +134,12 @@ impl Connection {
     }
 
     /// Waits until something is heard, for `limit` at most, unless `enough` holds already.
-    pub(super) fn wait(&self, limit: Duration, enough: impl FnOnce(Result<(Heard, Duration), String>) -> bool, lease: u64) {
+    pub(super) fn wait(
+        &self,
+        limit: Duration,
+        enough: impl FnOnce(Result<(Heard, Duration), String>) -> bool,
+        lease: u64,
+    ) {
         let state = self.shared.lock();
         if !enough(state.heard(lease)) {
             let _ = self.shared.changed.wait_timeout(state, limit);

@@ -64,7 +64,9 @@ impl Standing {
 impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Verified { oldest_age } => write!(f, "verified, the oldest block {:.1} s ago", oldest_age.as_secs_f64()),
+            Self::Verified { oldest_age } => {
+                write!(f, "verified, the oldest block {:.1} s ago", oldest_age.as_secs_f64())
+            }
             Self::NotVerified { state } => write!(f, "{}: do not rely on the bytes", state.as_str()),
             Self::Unwatched { reason } => write!(f, "no longer watched: {reason}"),
         }

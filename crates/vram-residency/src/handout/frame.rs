@@ -67,11 +67,7 @@ impl Incoming {
     /// Bytes that are still missing up to the end of the head or of the body: read at most so many.
     #[must_use]
     pub fn missing(&self) -> usize {
-        if self.headed < HEAD {
-            HEAD.saturating_sub(self.headed)
-        } else {
-            self.length.saturating_sub(self.body.len())
-        }
+        if self.headed < HEAD { HEAD.saturating_sub(self.headed) } else { self.length.saturating_sub(self.body.len()) }
     }
 
     /// Whether a frame has begun and is not complete.

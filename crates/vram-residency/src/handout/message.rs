@@ -38,6 +38,32 @@ pub enum Request {
     Watch {},
 }
 
+/// What came is no request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It is JSON of another shape, or none.
+    #[error("a request is one JSON object")]
+    NoObject,
+    /// It is an object, and says nothing that is known.
+    #[error("this is no request: {0}")]
+    Unknown(serde_json::Error),
+}
+
+impl Request {
+    /// Reads the body of a frame.
+    ///
+    /// # Errors
+    /// [`RequestError`]: it is no object, or has a type or a field that is not known.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        // Lists would be taken for objects whose fields come in order.
+        match body.trim_ascii_start() {
+            [b'{', ..] => serde_json::from_slice(body).map_err(RequestError::Unknown),
+            _ => Err(RequestError::NoObject),
+        }
+    }
+}
+
 /// What a daemon says. Clients skip fields that they do not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]

@@ -20,7 +20,7 @@ mod message;
 use std::path::{Path, PathBuf};
 
 pub use frame::{FrameError, Incoming, encode};
-pub use message::{Answer, Attached, ErrorCode, Request, ShardInfo, TensorInfo, hex, shown_state, unhex};
+pub use message::{Answer, Attached, ErrorCode, Request, RequestError, ShardInfo, TensorInfo, hex, shown_state, unhex};
 
 /// The protocol's version, the only one so far.
 pub const VERSION: u32 = 1;

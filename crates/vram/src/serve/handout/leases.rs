@@ -143,7 +143,8 @@ impl Leases {
     pub(crate) fn vacate(&self, shard_id: &ShardId, force: bool) -> Result<Vec<Gone>, usize> {
         let mut table = self.lock();
         let held = |lease: &Lease| lease.shard_id == *shard_id && lease.shard.is_some();
-        let count = table.clients.values().flat_map(|client| client.leases.values()).filter(|lease| held(lease)).count();
+        let count =
+            table.clients.values().flat_map(|client| client.leases.values()).filter(|lease| held(lease)).count();
         if count > 0 && !force {
             return Err(count);
         }

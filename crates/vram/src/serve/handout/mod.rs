@@ -241,8 +241,7 @@ impl Registry {
         let Gone { shard_id, digest, client, lease, held } = gone;
         let (client, lease, held) = (*client, *lease, *held);
         // It is over whether that is recorded or not; the loss is counted.
-        let _ =
-            self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
+        let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
     }
 
     fn record_refused(&self, shard_id: Option<&ShardId>, refusal: &Refusal) {

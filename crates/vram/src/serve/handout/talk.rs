@@ -9,9 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use vram_residency::device::Export;
-use vram_residency::handout::{
-    Answer, Attached, ErrorCode, HEARTBEAT_MS, Request, ShardInfo, VERSION, encode, hex,
-};
+use vram_residency::handout::{Answer, Attached, ErrorCode, HEARTBEAT_MS, Request, ShardInfo, VERSION, encode, hex};
 use vram_residency::{HandoutEvent, SealedShard, ShardId, ShardState};
 
 use super::rules::{Refusal, Which};
@@ -129,8 +127,7 @@ impl Talk {
     /// Answers a request.
     async fn hear(&mut self, body: &[u8]) -> Result<(), End> {
         let malformed = |what: String| End::Refused(Refusal::new(ErrorCode::Malformed, what));
-        let request = serde_json::from_slice::<Request>(body);
-        let request = request.map_err(|error| malformed(format!("this is no request: {error}")))?;
+        let request = Request::parse(body).map_err(|error| malformed(error.to_string()))?;
         self.active = Instant::now();
         match request {
             Request::Hello { version } => return self.greet(version).await,
@@ -239,9 +236,8 @@ impl Talk {
         for (lease, stand) in stands {
             let now = stand.map_or(Told::Ended, |(state, _)| Told::State(state));
             let known = told.get(&lease);
-            let is_news = known.is_none_or(|(before, at)| {
-                *before != now || (now != Told::Ended && at.elapsed() >= HEARTBEAT)
-            });
+            let is_news =
+                known.is_none_or(|(before, at)| *before != now || (now != Told::Ended && at.elapsed() >= HEARTBEAT));
             if is_news {
                 told.insert(lease, (now, Instant::now()));
                 news.push(match stand {

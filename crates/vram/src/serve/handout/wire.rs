@@ -45,9 +45,9 @@ impl Wire {
         loop {
             let mut piece = [0; MAX_REQUEST];
             let wanted = self.incoming.missing().min(piece.len());
-            let read = self.stream.async_io(Interest::READABLE, || {
-                receive(&self.stream, piece.get_mut(..wanted).unwrap_or_default())
-            });
+            let read = self
+                .stream
+                .async_io(Interest::READABLE, || receive(&self.stream, piece.get_mut(..wanted).unwrap_or_default()));
             let (read, descriptors) = match read.await {
                 Ok(read) => read,
                 Err(_) => return Came::End,

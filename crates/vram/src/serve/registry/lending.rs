@@ -56,7 +56,8 @@ impl Registry {
             }
             if matching.len() > 1 {
                 let ids: Vec<_> = matching.iter().take(8).map(|(shard_id, _)| shard_id.as_str()).collect();
-                let message = format!("{} shards are called so: {}; ask for one by its id", matching.len(), ids.join(", "));
+                let message =
+                    format!("{} shards are called so: {}; ask for one by its id", matching.len(), ids.join(", "));
                 return Err((None, Refusal::new(ErrorCode::Ambiguous, message)));
             }
         }

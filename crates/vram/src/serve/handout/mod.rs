@@ -70,8 +70,11 @@ pub(super) struct Shared {
     requests: Pace<u32>,
     strangers: Pace<()>,
     /// Tables that are being sent, so that a crowd that asks for one shard costs the memory of one.
-    tables: Mutex<BTreeMap<(ShardId, u64), Weak<Vec<u8>>>>,
+    tables: Mutex<Tables>,
 }
+
+/// By shard and the time of its seal.
+type Tables = BTreeMap<(ShardId, u64), Weak<Vec<u8>>>;
 
 impl Door {
     /// Binds the socket, unless nothing is to be handed out.
@@ -205,7 +208,7 @@ fn admit(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(Seat, oneshot::Re
         count_attach(refusal.code.as_str());
         if shared.strangers.is_due(()) {
             let _acting = shared.registry.acting_for(uid);
-            shared.registry.record_refused(None, &refusal);
+            shared.registry.record_refused(&refusal);
         }
         return Err(refusal);
     }
@@ -244,7 +247,8 @@ impl Registry {
         let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
     }
 
-    fn record_refused(&self, shard_id: Option<&ShardId>, refusal: &Refusal) {
+    fn record_refused(&self, refusal: &Refusal) {
+        let shard_id = refusal.shard_id.as_deref();
         let event = HandoutEvent::Refused { shard_id, code: refusal.code, reason: &refusal.message };
         let _ = self.record_handout(event);
     }

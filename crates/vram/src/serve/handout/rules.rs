@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use vram_residency::ShardId;
 use vram_residency::digest::Digest;
 use vram_residency::handout::{Answer, ErrorCode, socket_beside};
 
@@ -38,11 +39,17 @@ pub(crate) enum Which {
 pub(crate) struct Refusal {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
+    /// The shard, where there is such a one.
+    pub(crate) shard_id: Option<Box<ShardId>>,
 }
 
 impl Refusal {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), shard_id: None }
+    }
+
+    pub(crate) fn of(self, shard_id: ShardId) -> Self {
+        Self { shard_id: Some(Box::new(shard_id)), ..self }
     }
 
     pub(crate) fn answer(&self) -> Answer {

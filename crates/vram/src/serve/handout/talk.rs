@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use vram_residency::device::Export;
 use vram_residency::handout::{Answer, Attached, ErrorCode, HEARTBEAT_MS, Request, ShardInfo, VERSION, encode, hex};
-use vram_residency::{HandoutEvent, SealedShard, ShardId, ShardState};
+use vram_residency::{HandoutEvent, SealedShard, ShardState};
 
 use super::rules::{Refusal, Which};
 use super::wire::{Came, Wire};
@@ -175,11 +175,11 @@ impl Talk {
                 self.wire.send(&lent.table, None).await?;
                 self.tell().await
             }
-            Err((shard_id, refusal)) => {
+            Err(refusal) => {
                 count_attach(refusal.code.as_str());
                 {
                     let _acting = self.shared.registry.acting_for(self.seat.uid);
-                    self.shared.registry.record_refused(shard_id.as_ref(), &refusal);
+                    self.shared.registry.record_refused(&refusal);
                 }
                 self.say(&refusal.answer()).await
             }
@@ -187,14 +187,14 @@ impl Talk {
     }
 
     /// Makes a lease, on record before anything leaves.
-    fn lend(&self, which: &Which) -> Result<Lent, (Option<ShardId>, Refusal)> {
+    fn lend(&self, which: &Which) -> Result<Lent, Refusal> {
         let (shared, client) = (&self.shared, self.seat.client);
         let (shard, lease) = shared.registry.lend(which, &shared.rules, client)?;
         let lent = self.hand_out(&shard, lease);
         lent.map_err(|refusal| {
             // Never on record as lent.
             let _ = shared.registry.leases().remove(client, lease);
-            (Some(*shard.shard_id()), refusal)
+            refusal.of(*shard.shard_id())
         })
     }
 

@@ -40,7 +40,7 @@ impl Registry {
         which: &Which,
         rules: &Rules,
         client: u64,
-    ) -> Result<(SealedShard, u64), (Option<ShardId>, Refusal)> {
+    ) -> Result<(SealedShard, u64), Refusal> {
         let places = lock(&self.places);
         let matching = places.iter().filter(|(shard_id, place)| match (which, &place.held) {
             (Which::Digest(digest), Held::Sealed(shard)) => shard.digest() == *digest,
@@ -58,7 +58,7 @@ impl Registry {
                 let ids: Vec<_> = matching.iter().take(8).map(|(shard_id, _)| shard_id.as_str()).collect();
                 let message =
                     format!("{} shards are called so: {}; ask for one by its id", matching.len(), ids.join(", "));
-                return Err((None, Refusal::new(ErrorCode::Ambiguous, message)));
+                return Err(Refusal::new(ErrorCode::Ambiguous, message));
             }
         }
         let mut refused = None;
@@ -73,10 +73,10 @@ impl Registry {
                     Refusal::new(ErrorCode::Unsealed, message)
                 }
             };
-            refused = Some((Some(*shard_id), refusal));
+            refused = Some(refusal.of(*shard_id));
         }
         let message = "there is no such shard; ask for a list, or vram status";
-        Err(refused.unwrap_or_else(|| (None, Refusal::new(ErrorCode::UnknownShard, message))))
+        Err(refused.unwrap_or_else(|| Refusal::new(ErrorCode::UnknownShard, message)))
     }
 
     fn lend_this(&self, shard: &SealedShard, rules: &Rules, client: u64) -> Result<u64, Refusal> {

@@ -3,6 +3,7 @@
 mod alerts;
 mod bench;
 mod campaign;
+mod candle;
 mod ceph;
 mod daemon;
 mod debian;

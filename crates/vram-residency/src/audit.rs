@@ -121,6 +121,17 @@ pub enum AuditEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         shard_id: Option<&'a ShardId>,
     },
+    /// Another process was handed a shard's memory, for reading.
+    ShardAttached { shard_id: &'a ShardId, digest: Digest, client: u64, lease: u64 },
+    /// Its lease is over.
+    ShardDetached { shard_id: &'a ShardId, digest: Digest, client: u64, lease: u64, held_ns: u64, reason: &'static str },
+    /// Another process asked for a shard's memory and was refused, or was not even heard.
+    AttachRefused {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shard_id: Option<&'a ShardId>,
+        code: &'static str,
+        reason: &'a str,
+    },
 }
 
 impl AuditEvent<'_> {
@@ -152,6 +163,9 @@ impl AuditEvent<'_> {
             | Self::VerificationResumed { .. }
             | Self::ServiceStarted { .. }
             | Self::ServiceStopped { .. }
+            | Self::ShardAttached { .. }
+            | Self::ShardDetached { .. }
+            | Self::AttachRefused { .. }
             | Self::VramDeallocated { .. } => Severity::Routine,
         }
     }

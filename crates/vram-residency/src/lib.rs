@@ -37,6 +37,9 @@
 //! # }
 //! ```
 //!
+//! What one process holds, others can map, read-only and without a copy: [`handout`] is the protocol, [`client`] the other
+//! side of it.
+//!
 //! # What it refuses to do
 //!
 //! It never falls back silently: a device that was asked for and is not there is an error, memory that could not be
@@ -55,11 +58,13 @@
 
 pub mod actor;
 pub mod audit;
+pub mod client;
 mod damage;
 pub mod device;
 pub mod digest;
 mod error;
 mod freshness;
+pub mod handout;
 mod loader;
 mod manager;
 pub mod metrics;
@@ -75,7 +80,8 @@ pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
 pub use loader::{Cancelled, Progress};
 pub use manager::{
-    ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed, Verified, VramManager,
+    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed,
+    Verified, VramManager,
 };
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};
@@ -85,3 +91,8 @@ pub use shard_id::{MAX_SHARD_ID, ShardId, ShardIdError};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// So is that of the engine developer's five minutes.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/attach.md")]
+struct AttachInFiveMinutes;

@@ -111,6 +111,16 @@ pub const AUDIT_WITNESS_STATE: &str = "vram.audit.witness_state";
 pub const AUDIT_COSIGNED: &str = "vram.audit.cosigned_records";
 /// When enough witnesses last cosigned: seconds since 1970, 0 if never in this run.
 pub const AUDIT_COSIGNED_AT: &str = "vram.audit.cosigned_timestamp";
+/// Processes that are connected to have shards handed out.
+pub const HANDOUT_CLIENTS: &str = "vram.handout.clients";
+/// Leases that they hold, of shards that are still watched.
+pub const HANDOUT_LEASES: &str = "vram.handout.leases";
+/// Requests for a shard, and connections that were refused before. Label: result, `attached` or the code of the refusal.
+pub const HANDOUT_ATTACHES: &str = "vram.handout.attaches";
+/// Leases that ended. Label: reason.
+pub const HANDOUT_DETACHES: &str = "vram.handout.detaches";
+/// Bytes of shards that were given up and that clients still hold in memory.
+pub const HANDOUT_LINGERING: &str = "vram.handout.lingering";
 /// Bytes that can still be reserved on the device. Label: device, as on the three that follow.
 pub const DEVICE_AVAILABLE: &str = "vram.device.available";
 /// Whether nothing on the device is trusted any more: 1 or 0.

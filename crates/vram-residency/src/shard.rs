@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::damage::{Fault, Known};
-use crate::device::{DeviceInfo, Protection, Region, Residency};
+use crate::device::{DeviceInfo, Export, Protection, Region, Residency};
 use crate::digest::{BlockValue, Digest};
 use crate::error::Error;
 use crate::freshness::{Freshness, NotFresh};
@@ -451,6 +451,18 @@ impl SealedShard {
             }
         })?;
         seen.ok_or_else(|| Error::Quarantined { shard_id: Box::new(*self.shard_id()) })
+    }
+
+    /// What another process needs to map the shard's bytes, in place and for reading only. Whoever is given it can read
+    /// them for as long as he likes, also after a later check failed or the shard was dropped: tell him of that.
+    ///
+    /// # Errors
+    /// [`Error::Quarantined`] after a failed check, [`Error::Device`] where the memory cannot be handed out.
+    pub fn export(&self) -> Result<Export, Error> {
+        if !self.inner.lends() {
+            return Err(Error::Quarantined { shard_id: Box::new(*self.shard_id()) });
+        }
+        Ok(self.inner.region()?.export()?)
     }
 }
 

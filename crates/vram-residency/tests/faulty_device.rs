@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use support::{WORKER, disk_dir, events, host, id, key, small_log};
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{
-    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Fill, HostDevice, Protection, Region, Residency,
+    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
     StagedRegion,
 };
 use vram_residency::digest::BlockValue;
@@ -68,6 +68,11 @@ impl StagedRegion for Faulty<Box<dyn StagedRegion>> {
 }
 
 impl Region for Faulty<Box<dyn Region>> {
+    fn export(&self) -> Result<Export, DeviceError> {
+        self.plan.call()?;
+        self.inner.export()
+    }
+
     fn bytes(&self) -> u64 {
         self.inner.bytes()
     }

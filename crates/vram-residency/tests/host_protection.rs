@@ -12,7 +12,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,12 @@ fn reopened() -> Vec<File> {
     let links = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
     let regions =
         links.filter(|link| fs::read_link(link).is_ok_and(|to| to.starts_with("/memfd:vram-region (deleted)")));
-    regions.map(|link| OpenOptions::new().read(true).write(true).open(link).unwrap()).collect()
+    let open = |link| {
+        // As their owner may: the mode alone does not protect them.
+        fs::set_permissions(&link, fs::Permissions::from_mode(0o600)).unwrap();
+        OpenOptions::new().read(true).write(true).open(link).unwrap()
+    };
+    regions.map(open).collect()
 }
 
 #[test]

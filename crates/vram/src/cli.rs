@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod attach;
 mod audit;
 mod daemon;
 mod evidence;
@@ -13,6 +14,7 @@ use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
+pub(crate) use attach::AttachOptions;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,
     ExportFormat, Filter, Moment, SeverityChoice, Trusted,

@@ -5,9 +5,10 @@
 //! written, and a repair changes exactly the bytes it was given.
 
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Device, DeviceError, Fill, Region};
+use super::{Device, DeviceError, Export, Fill, Region};
 use crate::digest::{BLOCK_BYTES, BlockValue, Digest, block_count, merge};
 
 /// Lengths at which block, chunk and page arithmetic goes wrong first, in bytes.
@@ -154,6 +155,7 @@ fn check_region(device: &dyn Device, bytes: u64, lead: u8) -> Result<(), Failure
     require(rehash(region)? == Some(digest), "hashing gives the official digest", bytes, lead)?;
     require(reads_back(region, &pattern)?, "a region reads back what was written", bytes, lead)?;
     ranges_are_checked(region)?;
+    require(others_read(region, &pattern)?, "what is exported is the region, and cannot be written", bytes, lead)?;
     for offset in [0, bytes / 2, bytes.saturating_sub(1)] {
         if offset < bytes {
             rewriting_changes_just_that_byte(region, &pattern, &values, offset, lead)?;
@@ -230,6 +232,16 @@ fn reads_back(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
     let mut same = false;
     region.view(0..region.bytes(), &mut |bytes| same = bytes == pattern).map_err(refused("a region is read"))?;
     Ok(same)
+}
+
+/// Whether whoever is given the export reads the region's bytes, and cannot write any.
+fn others_read(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
+    let property = "a region is exported";
+    let Export::MemoryFile { file, offset } = region.export().map_err(refused(property))?;
+    let file = std::fs::File::from(file);
+    let mut read = vec![0; pattern.len()];
+    let same = file.read_exact_at(&mut read, offset).is_ok() && read == pattern;
+    Ok(same && file.write_at(&[0], offset).is_err() && file.set_len(offset).is_err())
 }
 
 fn require(holds: bool, property: &'static str, bytes: u64, lead: u8) -> Result<(), Failure> {

@@ -15,12 +15,14 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 use crate::digest::BlockValue;
 
 pub mod conformance;
 mod crew;
 mod host;
+pub(crate) mod mapping;
 pub mod measure;
 
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
@@ -304,6 +306,26 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
     fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// What another process needs to map the same memory for reading. The memory lives until the last one who has it
+    /// mapped or holds its export is gone, also when the region is dropped before.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] where the region is not protected, or the system refuses.
+    fn export(&self) -> Result<Export, DeviceError>;
+}
+
+/// What another process needs to map a region, without the right to write to it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Export {
+    /// A sealed memory file, opened for reading only, to be mapped shared.
+    MemoryFile {
+        /// The descriptor: an open file of its own, which shares nothing with other exports but the bytes.
+        file: OwnedFd,
+        /// Where the region's first byte is in the file.
+        offset: u64,
+    },
 }
 
 /// Checks a byte range against a region's length.

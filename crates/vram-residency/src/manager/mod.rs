@@ -13,12 +13,14 @@ use crate::seal::{MAX_TEXT, SealKey};
 use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
+mod handout;
 mod past;
 mod repair;
 mod sealing;
 mod unseal;
 mod verify;
 
+pub use handout::HandoutEvent;
 pub use repair::RepairReport;
 pub use sealing::SealRequest;
 pub use unseal::{NotResealed, NotUnsealed, Unsealed};

@@ -44,7 +44,7 @@ impl TensorTable {
     }
 
     /// Sorts the tensors and checks what every table promises.
-    pub(super) fn new(mut tensors: Vec<Tensor>) -> Result<Self, ModelError> {
+    pub(crate) fn new(mut tensors: Vec<Tensor>) -> Result<Self, ModelError> {
         use super::error::shown;
 
         tensors.sort_unstable_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));

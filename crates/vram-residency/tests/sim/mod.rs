@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use audit_logging::Clock;
 use vram_residency::device::{
-    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Fill, HostDevice, Protection, Region, Residency,
+    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
     StagedRegion,
 };
 use vram_residency::digest::{BlockValue, block_value};
@@ -208,6 +208,10 @@ fn planned_error() -> DeviceError {
 }
 
 impl Region for Resident {
+    fn export(&self) -> Result<Export, DeviceError> {
+        self.inner.export()
+    }
+
     fn bytes(&self) -> u64 {
         self.inner.bytes()
     }

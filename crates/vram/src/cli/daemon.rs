@@ -13,7 +13,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
-use super::{Bytes, DeviceChoice, EvidenceOptions};
+use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions};
 
 /// `vram serve`
 #[derive(Debug, Args)]
@@ -103,6 +103,9 @@ pub(crate) struct ServeOptions {
     /// What of the audit log leaves the machine; only the configuration file says it.
     #[arg(skip)]
     pub(crate) audit: EvidenceOptions,
+    /// Who may have shards handed out; only the configuration file says it.
+    #[arg(skip)]
+    pub(crate) attach: AttachOptions,
 }
 
 impl ServeOptions {
@@ -132,6 +135,7 @@ impl ServeOptions {
             worker_id: self.worker_id.or(below.worker_id),
             key_file: self.key_file.or(below.key_file),
             audit: below.audit,
+            attach: below.attach,
         }
     }
 }
@@ -194,6 +198,9 @@ pub(crate) enum Control {
     Release {
         /// The shard.
         shard: ShardId,
+        /// Also where clients hold it: they keep the memory, and are told that nobody checks it any more.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         socket: Socket,
     },
@@ -204,6 +211,9 @@ pub(crate) enum Control {
         /// Why: 1 to 4096 bytes.
         #[arg(long)]
         reason: String,
+        /// Also where clients hold it: they keep the memory, and are told that nobody checks it any more.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         socket: Socket,
     },

@@ -59,15 +59,16 @@ pub(super) fn run(control: &Control, out: &Out) -> Result<(), Failure> {
             out.line(format_args!("{} {shard}: {}", ok(out), crate::jobs::count(blocks, "block") + " repaired"));
             Ok(())
         }
-        Control::Release { shard, socket } => {
-            let answer = Daemon::new(socket)?.ask(Method::DELETE, &format!("/v1/shards/{shard}"), None)?;
+        Control::Release { shard, force, socket } => {
+            let (path, body) = (format!("/v1/shards/{shard}"), json!({ "force": force }));
+            let answer = Daemon::new(socket)?.ask(Method::DELETE, &path, Some(&body))?;
             out.object(&answer);
             table::shard_line("released", &answer, out);
             Ok(())
         }
-        Control::Unseal { shard, reason, socket } => {
-            let path = format!("/v1/shards/{shard}/unseal");
-            let answer = Daemon::new(socket)?.ask(Method::POST, &path, Some(&json!({ "reason": reason })))?;
+        Control::Unseal { shard, reason, force, socket } => {
+            let (path, body) = (format!("/v1/shards/{shard}/unseal"), json!({ "reason": reason, "force": force }));
+            let answer = Daemon::new(socket)?.ask(Method::POST, &path, Some(&body))?;
             out.object(&answer);
             out.line(format_args!("{} {shard} is unsealed; vram reseal {shard} seals it again", ok(out)));
             Ok(())
@@ -212,6 +213,7 @@ impl Daemon {
         Err(match said("kind") {
             _ if integrity => Failure::integrity("verification", message),
             Some("usage") => Failure::usage(message),
+            Some("leased") => Failure::new("leased", message),
             Some("forbidden") => Failure::new("forbidden", message),
             Some("unknown-shard") => Failure::new("unknown-shard", message),
             _ => Failure::new("daemon", message),

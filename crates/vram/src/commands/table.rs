@@ -77,6 +77,7 @@ pub(super) fn status(status: &Value, out: &Out) {
     if let Some(evidence) = audit.get("evidence").filter(|evidence| !evidence.is_null()) {
         signed(evidence, out);
     }
+    clients(part("handout"), out);
     let shards: Vec<&Value> = part("shards").as_array().into_iter().flatten().collect();
     let width = shards.iter().map(|shard| text(shard, "shard_id").len()).max().unwrap_or(0).clamp(5, 60);
     if !shards.is_empty() {
@@ -103,6 +104,38 @@ pub(super) fn status(status: &Value, out: &Out) {
     for shard in part("unsealed").as_array().into_iter().flatten() {
         let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
         out.line(format_args!("{id:width$}  {}  {reason}", out.styled(Style::Yellow, "unsealed")));
+    }
+}
+
+/// Who has which shards.
+fn clients(handout: &Value, out: &Out) {
+    let list: Vec<&Value> = handout.get("clients").and_then(Value::as_array).into_iter().flatten().collect();
+    if list.is_empty() {
+        return;
+    }
+    let lingering = match number(handout, "lingering_bytes") {
+        0 => String::new(),
+        bytes => format!(", {} given up and still in their memory", size(bytes)),
+    };
+    let count = crate::jobs::count(list.len(), "client");
+    let leases = crate::jobs::count(usize::try_from(number(handout, "leases")).unwrap_or(0), "lease");
+    out.line(format_args!("  handed  to {count}, {leases}{lingering}"));
+    for client in list {
+        let leases = client.get("leases").and_then(Value::as_array).into_iter().flatten();
+        let shown = leases.map(|lease| {
+            let watched = lease.get("watched").and_then(Value::as_bool).unwrap_or(false);
+            let mark = if watched { "" } else { " (given up)" };
+            format!("{}{mark}", printable(text(lease, "shard_id")))
+        });
+        let shown: Vec<String> = shown.collect();
+        out.line(format_args!(
+            "          client {}, pid {}, uid {}, for {:.0} s: {}",
+            number(client, "client"),
+            number(client, "pid"),
+            number(client, "uid"),
+            seconds(client, "connected_seconds"),
+            if shown.is_empty() { "nothing".to_owned() } else { shown.join(", ") }
+        ));
     }
 }
 

@@ -11,6 +11,7 @@ use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions};
 
 use super::evidence::Plan;
+use super::handout::Rules as Handouts;
 use super::socket;
 use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
 use crate::exit::Failure;
@@ -41,6 +42,7 @@ pub(super) struct Settings {
     pub(super) host: Host,
     pub(super) rules: Rules,
     pub(super) evidence: Plan,
+    pub(super) attach: Handouts,
     pub(super) global: Global,
 }
 
@@ -68,11 +70,13 @@ impl Settings {
             key_file: chosen.key_file,
             ..global.clone()
         };
+        let socket = chosen.socket.map_or_else(socket::default_path, Ok)?;
+        let attach = Handouts::of(&chosen.attach, &socket)?;
         Ok(Self {
             files: chosen.files,
             format: chosen.format,
             listen: chosen.listen.map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), |listen| listen.0),
-            socket: chosen.socket.map_or_else(socket::default_path, Ok)?,
+            socket,
             token_file: chosen.token_file,
             on_failure: chosen.on_failure.unwrap_or_default(),
             period: chosen.period.map_or(defaults.period, |period| period.0),
@@ -90,6 +94,7 @@ impl Settings {
                 audit: global.audit_required,
             },
             evidence,
+            attach,
             global,
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!  startup ─▶ [registry: shards] ─▶ scrubber (threads)       http ─▶ routes ─▶ registry
 //!                    ▲                                       control socket ─▶ routes (+ control)
+//!                    ▲                                       attach socket ─▶ handout: memory for other processes
 //!                    └──────── main loop: signals, watchdog, what to tell people ────────▶ shutdown
 //! ```
 
@@ -11,6 +12,7 @@ mod blocks;
 mod config;
 mod events;
 mod evidence;
+mod handout;
 mod http;
 mod openapi;
 mod page;
@@ -43,6 +45,7 @@ use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
 
 use self::config::Settings;
 use self::evidence::Evidence;
+use self::handout::{Door, Handout};
 use self::registry::Registry;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
@@ -66,6 +69,7 @@ const PACE: Duration = Duration::from_millis(200);
 struct Ready<'a> {
     listen: SocketAddr,
     socket: &'a PathBuf,
+    attach: Option<&'a std::path::Path>,
     pid: u32,
     #[serde(flatten)]
     status: StatusView,
@@ -85,8 +89,9 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         .enable_all()
         .build()
         .map_err(cannot_start)?;
-    // Both doors first: whoever cannot get them should not load for minutes before he hears of it.
+    // All doors first: whoever cannot get them should not load for minutes before he hears of it.
     let control = socket::Control::bind(&settings.socket)?;
+    let door = Door::bind(&settings.attach)?;
     let listener = runtime.block_on(TcpListener::bind(settings.listen)).map_err(|error| {
         let listen = settings.listen;
         Failure::new("listen", format!("{listen} cannot be listened on: {error}; choose another address with --listen"))
@@ -101,6 +106,10 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         out.warn(format_args!(
             "warning: {listen} can be reached from other machines, without encryption; who may is for a firewall to say"
         ));
+    }
+
+    if let Some(hidden) = door.as_ref().and_then(Door::hidden) {
+        out.warn(format_args!("warning: {hidden}"));
     }
 
     let exporter = telemetry::install()?;
@@ -153,7 +162,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         let unix = tokio::spawn(http::serve_unix(control.listener()?, full, limits, ended));
         Ok::<_, Failure>((http, unix))
     })?;
-    announce(&registry, &settings, listen, out);
+    let handout = door.map(|door| door.open(&registry)).transpose()?;
+    announce(&registry, &settings, listen, handout.as_ref(), out);
     tell_manager(&[NotifyState::Ready, NotifyState::Status("watching")]);
 
     let why = runtime.block_on(stay(
@@ -167,6 +177,9 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     out.line(format_args!("stopping: {}", why.reason()));
     events.close();
     let _ = end.send(true);
+    if let Some(handout) = handout {
+        handout.stop();
+    }
     runtime.block_on(async {
         let _ = tokio::time::timeout(DRAIN, async { tokio::join!(http, unix) }).await;
     });
@@ -269,7 +282,7 @@ fn warn_of_budget(registry: &Registry, out: &Out) {
     }
 }
 
-fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, out: &Out) {
+fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handout: Option<&Handout>, out: &Out) {
     let status = registry.status();
     for shard in &status.shards {
         out.line(format_args!(
@@ -291,11 +304,15 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, out: &
     ));
     out.line(format_args!("  http        http://{listen}/"));
     out.line(format_args!("  socket      {}", printable(&settings.socket.to_string_lossy())));
+    if let Some(handout) = handout {
+        out.line(format_args!("  attach      {}", printable(&handout.socket().to_string_lossy())));
+    }
     out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
     if let Some(evidence) = &status.audit.evidence {
         out.line(format_args!("              {}", evidence.sum_up()));
     }
-    out.object(&Ready { listen, socket: &settings.socket, pid: std::process::id(), status });
+    let attach = handout.map(Handout::socket);
+    out.object(&Ready { listen, socket: &settings.socket, attach, pid: std::process::id(), status });
 }
 
 /// Why the daemon ends.

@@ -1,5 +1,7 @@
 //! The shards that the daemon holds, and what can be done with them. Everything here may block; nothing here is HTTP.
 
+mod lending;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,6 +20,7 @@ use vram_residency::{
 use super::blocks::{self, Maps};
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
+use super::handout::Leases;
 use super::recent::Recent;
 use super::report::{
     AuditView, BlockView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView, now_ns,
@@ -51,6 +54,8 @@ pub(crate) struct Registry {
     changing: Mutex<()>,
     verifying: Mutex<()>,
     audit_dir: PathBuf,
+    /// Who has which shards.
+    leases: Leases,
     /// Where the log is signed, and what prunes it.
     evidence: OnceLock<(Arc<Evidence>, Option<Retention>)>,
     /// Without it nothing is recorded of who gives an order.
@@ -80,6 +85,7 @@ impl Registry {
             changing: Mutex::default(),
             verifying: Mutex::default(),
             audit_dir: trail.dir.clone(),
+            leases: Leases::default(),
             evidence: OnceLock::new(),
             subject_key,
             allow_drill: settings.allow_drill,
@@ -139,10 +145,15 @@ impl Registry {
         view
     }
 
-    /// Gives a shard back, sealed or not.
-    pub(super) fn release(&self, shard_id: &ShardId) -> Result<Released, Failure> {
+    /// Gives a shard back, sealed or not: one that clients hold only by force.
+    pub(super) fn release(&self, shard_id: &ShardId, force: bool) -> Result<Released, Failure> {
         let _changing = lock(&self.changing);
-        let place = lock(&self.places).remove(shard_id).ok_or_else(|| unknown(shard_id))?;
+        let (place, revoked) = {
+            let mut places = lock(&self.places);
+            let revoked = self.vacate(shard_id, force)?;
+            (places.remove(shard_id).ok_or_else(|| unknown(shard_id))?, revoked)
+        };
+        self.record_revoked(&revoked);
         let released = match &place.held {
             Held::Sealed(shard) => Released::Sealed(Box::new(self.view(shard))),
             Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed))),
@@ -154,10 +165,17 @@ impl Registry {
         Ok(released)
     }
 
-    pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str) -> Result<UnsealedView, Failure> {
+    /// Gives a seal up: that of a shard that clients hold only by force.
+    pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str, force: bool) -> Result<UnsealedView, Failure> {
         let _changing = lock(&self.changing);
         drop(self.sealed(shard_id)?);
-        let held = self.replace(shard_id, Held::Busy)?;
+        let (held, revoked) = {
+            let mut places = lock(&self.places);
+            let place = places.get_mut(shard_id).ok_or_else(|| unknown(shard_id))?;
+            let revoked = self.vacate(shard_id, force)?;
+            (std::mem::replace(&mut place.held, Held::Busy), revoked)
+        };
+        self.record_revoked(&revoked);
         let Held::Sealed(shard) = held else { return Err(unknown(shard_id)) };
         match self.manager.unseal(shard, reason) {
             Ok(unsealed) => {
@@ -294,6 +312,7 @@ impl Registry {
             },
             scrub: self.scrubber.status(),
             audit: self.audit(),
+            handout: self.leases.view(),
             shards,
             unsealed,
         }

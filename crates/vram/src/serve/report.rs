@@ -27,6 +27,7 @@ pub(crate) struct StatusView {
     pub(crate) device: DeviceView,
     pub(crate) scrub: ScrubStatus,
     pub(crate) audit: AuditView,
+    pub(crate) handout: HandoutView,
     pub(crate) shards: Vec<ShardView>,
     pub(crate) unsealed: Vec<UnsealedView>,
 }
@@ -213,6 +214,50 @@ pub(crate) fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Who has which shards.
+#[derive(Debug, Serialize)]
+pub(crate) struct HandoutView {
+    pub(crate) clients: Vec<ClientView>,
+    /// Leases of shards that are still watched.
+    pub(crate) leases: usize,
+    /// Bytes of shards that were given up by force and that clients still have in memory.
+    pub(crate) lingering_bytes: u64,
+}
+
+/// A process that is connected to the attach socket.
+#[derive(Debug, Serialize)]
+pub(crate) struct ClientView {
+    pub(crate) client: u64,
+    /// Whose it is; told over the control socket only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<u32>,
+    /// Which process it was when it connected; told over the control socket only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<i32>,
+    pub(crate) connected_seconds: f64,
+    pub(crate) leases: Vec<LeaseView>,
+}
+
+/// A shard in the hands of a client.
+#[derive(Debug, Serialize)]
+pub(crate) struct LeaseView {
+    pub(crate) lease: u64,
+    pub(crate) shard_id: ShardId,
+    pub(crate) held_seconds: f64,
+    /// False where the shard was given up by force: the client may still have its memory.
+    pub(crate) watched: bool,
+}
+
+impl StatusView {
+    /// Without what is nobody's business but the operator's.
+    pub(crate) fn for_everybody(mut self) -> Self {
+        for client in &mut self.handout.clients {
+            (client.uid, client.pid) = (None, None);
+        }
+        self
+    }
+}
+
 /// A shard whose seal was given up, and that waits to be sealed again.
 #[derive(Debug, Serialize)]
 pub(crate) struct UnsealedView {
@@ -250,6 +295,16 @@ pub(crate) struct LoadRequest {
 #[serde(deny_unknown_fields)]
 pub(crate) struct UnsealRequest {
     pub(crate) reason: String,
+    #[serde(default)]
+    pub(crate) force: bool,
+}
+
+/// `DELETE /v1/shards/{id}` on the control socket.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReleaseRequest {
+    #[serde(default)]
+    pub(crate) force: bool,
 }
 
 /// `POST /v1/shards/{id}/reseal` on the control socket.

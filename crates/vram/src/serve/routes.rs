@@ -22,7 +22,7 @@ use super::auth::Token;
 use super::events::Events;
 use super::http::Peer;
 use super::registry::Registry;
-use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
+use super::report::{DrillRequest, Health, LoadRequest, ReleaseRequest, ResealRequest, UnsealRequest};
 use super::{openapi, page, published, telemetry};
 use crate::exit::{Exit, Failure};
 
@@ -70,7 +70,7 @@ fn look() -> Router<Shared> {
         .route("/healthz", get(|State(shared): State<Shared>| async move { health(shared.registry.liveness()) }))
         .route("/readyz", get(|State(shared): State<Shared>| async move { health(shared.registry.readiness()) }))
         .route("/metrics", get(metrics))
-        .route("/v1/status", get(|State(shared): State<Shared>| async move { Json(shared.registry.status()) }))
+        .route("/v1/status", get(status))
         .route("/v1/shards", get(|State(shared): State<Shared>| async move { Json(shared.registry.status().shards) }))
         .route("/v1/shards/{id}", get(shard))
         .route("/v1/shards/{id}/blocks", get(blocks))
@@ -153,6 +153,12 @@ fn health(health: Health) -> Response {
     (status, Json(health)).into_response()
 }
 
+async fn status(State(shared): State<Shared>, peer: Option<Extension<Peer>>) -> impl IntoResponse {
+    let status = shared.registry.status();
+    // Whose the clients are is told to who may command the daemon.
+    Json(if peer.is_some() { status } else { status.for_everybody() })
+}
+
 async fn events(State(shared): State<Shared>) -> Result<impl IntoResponse, Refusal> {
     shared.events.stream().ok_or_else(|| {
         let message = "too many streams of events are open; close one, or raise --max-connections";
@@ -205,8 +211,15 @@ async fn repair(State(shared): State<Shared>, Extension(peer): Extension<Peer>, 
     order(shared, peer, "repair", Some(id), move |registry| registry.repair(&id)).await
 }
 
-async fn release(State(shared): State<Shared>, Extension(peer): Extension<Peer>, Id(id): Id) -> Answer<impl Serialize> {
-    order(shared, peer, "release", Some(id), move |registry| registry.release(&id)).await
+async fn release(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Id(id): Id,
+    headers: HeaderMap,
+    body: Result<Json<ReleaseRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let force = optional(&headers, body)?.force;
+    order(shared, peer, "release", Some(id), move |registry| registry.release(&id, force)).await
 }
 
 async fn load(
@@ -226,8 +239,8 @@ async fn unseal(
     Id(id): Id,
     body: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let reason = body?.0.reason;
-    order(shared, peer, "unseal", Some(id), move |registry| registry.unseal(&id, &reason)).await
+    let UnsealRequest { reason, force } = body?.0;
+    order(shared, peer, "unseal", Some(id), move |registry| registry.unseal(&id, &reason, force)).await
 }
 
 async fn reseal(

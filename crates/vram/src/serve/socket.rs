@@ -1,4 +1,5 @@
-//! The control socket: whoever may open it may command the daemon, so only its own user and root may.
+//! The control socket: whoever may open it may command the daemon, so only its own user and root may. The attach socket
+//! is bound in the same way.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -39,34 +40,39 @@ pub(super) struct Control {
 impl Control {
     /// Binds it. The leftover of a dead daemon is replaced; a live daemon's is not.
     pub(super) fn bind(path: &Path) -> Result<Self, Failure> {
+        Self::bind_with(path, 0o600, "--socket")
+    }
+
+    /// The same for another socket of the daemon's, with the mode of its file and the option that chooses its path.
+    pub(super) fn bind_with(path: &Path, mode: u32, option: &str) -> Result<Self, Failure> {
         let shown = path.display();
         let refuse = |what: String| Err(Failure::new("socket", what));
         if path.as_os_str().len().saturating_add(20) > LONGEST {
             return refuse(format!(
-                "the socket {shown} has too long a path for the system; choose a shorter one with --socket"
+                "the socket {shown} has too long a path for the system; choose a shorter one with {option}"
             ));
         }
         let cannot = |error: std::io::Error| {
-            let what = format!("the socket {shown} cannot be made: {error}; choose another path with --socket");
+            let what = format!("the socket {shown} cannot be made: {error}; choose another path with {option}");
             Failure::new("socket", what)
         };
         if default_path().is_ok_and(|usual| usual == path) {
             DirBuilder::new().recursive(true).mode(0o700).create(parent(path)).map_err(cannot)?;
         }
         let Some(lock) = lock(path).map_err(cannot)? else {
-            return refuse(format!("another daemon has {shown}; stop it first, or choose another --socket"));
+            return refuse(format!("another daemon has {shown}; stop it first, or choose another {option}"));
         };
         if let Ok(facts) = std::fs::symlink_metadata(path) {
             if !facts.file_type().is_socket() {
-                return refuse(format!("{shown} is there and is no socket; choose another path with --socket"));
+                return refuse(format!("{shown} is there and is no socket; choose another path with {option}"));
             }
             if UnixStream::connect(path).is_ok() {
                 return refuse(format!(
-                    "a program answers on {shown} already; stop it first, or choose another --socket"
+                    "a program answers on {shown} already; stop it first, or choose another {option}"
                 ));
             }
         }
-        let (listener, made) = bind_private(path).map_err(cannot)?;
+        let (listener, made) = bind_private(path, mode).map_err(cannot)?;
         Ok(Self { path: path.to_owned(), listener, made, _lock: lock })
     }
 
@@ -114,13 +120,13 @@ fn lock(path: &Path) -> std::io::Result<Option<File>> {
 }
 
 /// Made where nobody else can look, closed to others, and only then put in its place.
-fn bind_private(path: &Path) -> std::io::Result<(StdListener, (u64, u64))> {
+fn bind_private(path: &Path, mode: u32) -> std::io::Result<(StdListener, (u64, u64))> {
     let private = parent(path).join(format!(".vram-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&private);
     DirBuilder::new().mode(0o700).create(&private)?;
     let made = private.join("s");
     let bound = StdListener::bind(&made).and_then(|listener| {
-        std::fs::set_permissions(&made, Permissions::from_mode(0o600))?;
+        std::fs::set_permissions(&made, Permissions::from_mode(mode))?;
         let facts = std::fs::symlink_metadata(&made)?;
         std::fs::rename(&made, path)?;
         Ok((listener, identity(&facts)))

@@ -70,6 +70,17 @@ impl<'a> Daemon<'a> {
         serde_json::from_str(ran.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
 
+    /// Where shards are handed out.
+    pub(crate) fn attach(&self) -> PathBuf {
+        PathBuf::from(self.ready["attach"].as_str().unwrap())
+    }
+
+    /// Descriptors that the daemon has open.
+    pub(crate) fn descriptors(&self) -> Vec<PathBuf> {
+        let links = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok()).collect()
+    }
+
     pub(crate) fn http(&self, method: &str, path: &str, headers: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();

@@ -1,6 +1,7 @@
 //! Runs the program as its users do: the built binary, with a state directory of its own.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub(crate) mod attach;
 pub(crate) mod daemon;
 
 use std::ffi::OsStr;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap, mprotect, munmap};
 
@@ -106,10 +106,23 @@ impl Memory {
         self.file.as_fd()
     }
 
+    /// Bytes of the file in front of the region's first byte.
+    pub(super) fn lead(&self) -> u64 {
+        self.lead as u64
+    }
+
+    /// The same file, opened anew, for reading only.
+    pub(super) fn reopen_read_only(&self) -> Result<OwnedFd, DeviceError> {
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
+        open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(refused("open a memory file for reading"))
+    }
+
     /// Makes the file and the mapping read-only.
     pub(super) fn seal(&self) -> Result<(), DeviceError> {
         let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&self.file, seals).map_err(refused("seal a memory file"))?;
+        // Beside the seals: whoever is handed the file cannot even open it for writing, unless it is his or he is root.
+        fchmod(&self.file, Mode::RUSR).map_err(refused("close a memory file to others"))?;
         // SAFETY: this is the whole mapping of this value; from now on nothing writes through it but `Window`s.
         let answer = unsafe { mprotect(self.start(), self.mapped, MprotectFlags::READ) };
         answer.map_err(refused("make a region read-only"))

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::crew::{Crew, Panicked};
 use super::{
-    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Fill, Protection, Region, Residency, StagedRegion,
+    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, Protection, Region, Residency, StagedRegion,
     check_range,
 };
 use crate::digest::{BlockValue, block_count, block_range, block_value};
@@ -320,6 +320,18 @@ impl Region for HostRegion {
         // SAFETY: the guard keeps every reader out, and the window over this range is writable.
         unsafe { self.memory.slice_mut(range) }.copy_from_slice(bytes);
         opened.close().inspect_err(|_| self.protected.store(false, Ordering::Release))
+    }
+
+    fn export(&self) -> Result<Export, DeviceError> {
+        let step = "hand out a region that is not read-only";
+        if self.protection() != Protection::ReadOnly {
+            return Err(DeviceError::System {
+                device: DeviceKind::Host,
+                step,
+                source: std::io::ErrorKind::PermissionDenied.into(),
+            });
+        }
+        Ok(Export::MemoryFile { file: self.memory.reopen_read_only()?, offset: self.memory.lead() })
     }
 }
 

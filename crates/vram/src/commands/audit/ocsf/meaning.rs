@@ -93,6 +93,13 @@ impl Meaning {
             (Kind::Event, "ScrubStarted") => (Lifecycle, 6, "Enable", 1, Well, "The continuous check began"),
             (Kind::Event, "ScrubStopped") => (Lifecycle, 7, "Disable", 3, Open, "The continuous check ended"),
             (Kind::Event, "OperatorCommand") => (Lifecycle, 99, "Command", 3, Open, "An operator ordered something"),
+            (Kind::Event, "ShardAttached") => {
+                (Memory, 99, "Attach", 1, Well, "A shard's memory was handed to another process")
+            }
+            (Kind::Event, "ShardDetached") => (Memory, 99, "Detach", 1, Well, "A process gave a shard's memory back"),
+            (Kind::Event, "AttachRefused") => {
+                (Memory, 99, "Attach", 3, Badly, "A process was refused a shard's memory")
+            }
             (Kind::Event, "RecordsLost") => {
                 (EventLog, 99, "Gap", 4, Badly, "Records were lost while the log could not be opened")
             }

@@ -1,0 +1,266 @@
+//! The attach socket: shards are handed to other processes of this machine, by the protocol of
+//! [`vram_residency::handout`].
+//!
+//! It has a thread and a runtime of its own, so that nobody who talks there takes time from HTTP or the scrubber's
+//! threads; and bounds for everything that a stranger could pile up: connections, bytes, time, records.
+//!
+//! ```text
+//! accept ─▶ rules (user) ─▶ leases (seat, eviction) ─▶ talk ─▶ registry.lend (digest, freshness) ─▶ descriptor
+//! ```
+
+mod leases;
+mod pace;
+mod rules;
+mod talk;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use metrics::Unit;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use vram_residency::handout::{Answer, ErrorCode, TensorInfo, encode};
+use vram_residency::metrics as names;
+use vram_residency::{HandoutEvent, SealedShard, ShardId};
+
+use self::pace::{Bucket, Pace};
+use self::talk::Talk;
+use super::registry::Registry;
+use super::socket::Control;
+use crate::exit::Failure;
+
+pub(super) use self::leases::{Gone, Leases};
+pub(super) use self::rules::{Refusal, Rules, Which};
+
+/// How long to wait after an accept that failed, for instance because descriptors ran out.
+const BREATHER: Duration = Duration::from_millis(100);
+/// How often gauges are brought up to date: sooner than the exporter forgets them.
+const SHOW: Duration = Duration::from_secs(1);
+/// What all users together who may not connect get recorded: so many at once, and one in so long.
+const STRANGERS: Bucket = Bucket { burst: 10, every: Duration::from_secs(1) };
+/// What one user gets done and recorded: so many at once, and one in so long. More of it is answered later.
+const REQUESTS: Bucket = Bucket { burst: 1000, every: Duration::from_millis(2) };
+
+/// The socket, before anybody is answered on it.
+#[derive(Debug)]
+pub(super) struct Door {
+    control: Control,
+    rules: Rules,
+}
+
+/// A running hand-out.
+#[derive(Debug)]
+pub(super) struct Handout {
+    end: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    socket: PathBuf,
+    /// Removes the socket's file.
+    _control: Control,
+}
+
+/// What every conversation is made from.
+pub(super) struct Shared {
+    registry: Arc<Registry>,
+    rules: Rules,
+    requests: Pace<u32>,
+    strangers: Pace<()>,
+    /// Tables that are being sent, so that a crowd that asks for one shard costs the memory of one.
+    tables: Mutex<Tables>,
+}
+
+/// By shard and the time of its seal.
+type Tables = BTreeMap<(ShardId, u64), Weak<Vec<u8>>>;
+
+impl Door {
+    /// Binds the socket, unless nothing is to be handed out.
+    pub(super) fn bind(rules: &Rules) -> Result<Option<Self>, Failure> {
+        if !rules.enabled {
+            return Ok(None);
+        }
+        // Users who are on no list cannot even connect, where there is no list.
+        let mode = if rules.is_shared() { 0o666 } else { 0o600 };
+        let control = Control::bind_with(&rules.socket, mode, "[attach] socket")?;
+        Ok(Some(Self { control, rules: rules.clone() }))
+    }
+
+    /// What hides the socket from users who may have shards, if anything does.
+    pub(super) fn hidden(&self) -> Option<String> {
+        rules::hidden(&self.rules)
+    }
+
+    /// Begins to answer.
+    pub(super) fn open(self, registry: &Arc<Registry>) -> Result<Handout, Failure> {
+        describe();
+        let cannot = |error: std::io::Error| Failure::new("system", format!("nothing can be handed out: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+        let listener = {
+            let _entered = runtime.enter();
+            self.control.listener()?
+        };
+        let (end, ended) = watch::channel(false);
+        let socket = self.rules.socket.clone();
+        let shared = Arc::new(Shared {
+            registry: Arc::clone(registry),
+            rules: self.rules,
+            requests: Pace::new(REQUESTS),
+            strangers: Pace::new(STRANGERS),
+            tables: Mutex::default(),
+        });
+        let thread = std::thread::Builder::new().name("vram-handout".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(serve(listener, shared, ended))).map_err(cannot)?;
+        Ok(Handout { end, thread: Some(thread), socket, _control: self.control })
+    }
+}
+
+impl Handout {
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Says good-bye to every client; what they have mapped stays theirs.
+    pub(super) fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.end.send(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Handout {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn serve(listener: UnixListener, shared: Arc<Shared>, mut ended: watch::Receiver<bool>) {
+    let mut talks = JoinSet::new();
+    let mut show = tokio::time::interval(SHOW);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = talks.join_next() => continue,
+            _ = show.tick() => {
+                shared.registry.leases().show();
+                continue;
+            }
+            _ = ended.changed() => break,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(BREATHER).await;
+            continue;
+        };
+        match admit(&shared, &stream) {
+            Ok((seat, evicted)) => {
+                let (talk, ended) = (Talk::new(Arc::clone(&shared), stream, seat), ended.clone());
+                talks.spawn(async move {
+                    // The seat is given back wherever the conversation is cut.
+                    tokio::select! {
+                        () = talk.run(ended) => {}
+                        _ = evicted => {}
+                    }
+                });
+            }
+            Err(refusal) => {
+                if let Ok(frame) = encode(&refusal.answer()) {
+                    let _ = stream.try_write(&frame);
+                }
+            }
+        }
+    }
+    while talks.join_next().await.is_some() {}
+    shared.registry.leases().show();
+}
+
+/// A client's place. Giving it up ends his leases, and that is on record.
+pub(super) struct Seat {
+    registry: Arc<Registry>,
+    pub(super) client: u64,
+    pub(super) uid: u32,
+    pub(super) reason: &'static str,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let gone = self.registry.leases().leave(self.client);
+        let _acting = self.registry.acting_for(self.uid);
+        for lease in &gone {
+            self.registry.record_detached(lease, self.reason);
+        }
+    }
+}
+
+/// Lets a connection in, as the kernel says whose it is.
+fn admit(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(Seat, oneshot::Receiver<()>), Refusal> {
+    let peer = stream.peer_cred().map_err(|error| {
+        Refusal::new(ErrorCode::ForbiddenUser, format!("the kernel does not say who you are: {error}"))
+    })?;
+    let (uid, pid) = (peer.uid(), peer.pid());
+    if let Err(refusal) = shared.rules.check_user(uid) {
+        count_attach(refusal.code.as_str());
+        if shared.strangers.is_due(()) {
+            let _acting = shared.registry.acting_for(uid);
+            shared.registry.record_refused(&refusal);
+        }
+        return Err(refusal);
+    }
+    let admitted = shared.registry.leases().admit(uid, pid, shared.rules.max_clients);
+    let (client, evicted) = admitted.inspect_err(|refusal| count_attach(refusal.code.as_str()))?;
+    Ok((Seat { registry: Arc::clone(&shared.registry), client, uid, reason: "gone" }, evicted))
+}
+
+impl Shared {
+    /// The frame with a shard's tensor table.
+    fn table(&self, shard: &SealedShard) -> Result<Arc<Vec<u8>>, Refusal> {
+        let key = (*shard.shard_id(), shard.sealed_at_ns());
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = tables.get(&key).and_then(Weak::upgrade) {
+            return Ok(table);
+        }
+        let frame = encode(&Answer::Tensors { tensors: TensorInfo::all(shard.table()) });
+        let frame = Arc::new(frame.map_err(|error| Refusal::new(ErrorCode::Device, error.to_string()))?);
+        tables.retain(|_, table| table.strong_count() > 0);
+        tables.insert(key, Arc::downgrade(&frame));
+        Ok(frame)
+    }
+}
+
+pub(super) fn count_attach(result: &'static str) {
+    metrics::counter!(names::HANDOUT_ATTACHES, "result" => result).increment(1);
+}
+
+impl Registry {
+    /// Records the end of a lease.
+    pub(super) fn record_detached(&self, gone: &Gone, reason: &'static str) {
+        metrics::counter!(names::HANDOUT_DETACHES, "reason" => reason).increment(1);
+        let Gone { shard_id, digest, client, lease, held } = gone;
+        let (client, lease, held) = (*client, *lease, *held);
+        // It is over whether that is recorded or not; the loss is counted.
+        let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
+    }
+
+    fn record_refused(&self, refusal: &Refusal) {
+        let shard_id = refusal.shard_id.as_deref();
+        let event = HandoutEvent::Refused { shard_id, code: refusal.code, reason: &refusal.message };
+        let _ = self.record_handout(event);
+    }
+}
+
+fn describe() {
+    let gauge = |name, unit, help| metrics::describe_gauge!(name, unit, help);
+    gauge(names::HANDOUT_CLIENTS, Unit::Count, "Processes that are connected to have shards handed out.");
+    gauge(names::HANDOUT_LEASES, Unit::Count, "Leases of shards that are still watched.");
+    gauge(names::HANDOUT_LINGERING, Unit::Bytes, "Shards that were given up and that clients still hold in memory.");
+    let counter = |name, help| metrics::describe_counter!(name, Unit::Count, help);
+    counter(names::HANDOUT_ATTACHES, "Requests for a shard, and connections that were refused, by result.");
+    counter(names::HANDOUT_DETACHES, "Leases that ended, by reason.");
+    metrics::counter!(names::HANDOUT_ATTACHES, "result" => "attached").increment(0);
+}

@@ -1,0 +1,269 @@
+//! One conversation.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use vram_residency::device::Export;
+use vram_residency::handout::{Answer, Attached, ErrorCode, HEARTBEAT_MS, Request, ShardInfo, VERSION, encode, hex};
+use vram_residency::{HandoutEvent, SealedShard, ShardState};
+
+use super::rules::{Refusal, Which};
+use super::wire::{Came, Wire};
+use super::{Seat, Shared, count_attach};
+
+/// A client introduces himself within this time.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// A client that holds nothing may be silent for so long.
+const IDLE_TIME: Duration = Duration::from_secs(300);
+/// How often states are looked at. What is late is noticed as often.
+const LOOK: Duration = Duration::from_millis(200);
+/// A little less than a heartbeat, so that the look that is due sends it.
+const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_MS - 100);
+/// How long a good-bye may take.
+const BYE_TIME: Duration = Duration::from_secs(1);
+
+/// A conversation with a client who may be here.
+pub(super) struct Talk {
+    shared: Arc<Shared>,
+    wire: Wire,
+    seat: Seat,
+    greeted: bool,
+    /// What was last said of each lease, where the client wants to be told.
+    told: Option<BTreeMap<u64, (Told, Instant)>>,
+    /// When the client last asked for something.
+    active: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    State(ShardState),
+    Ended,
+}
+
+/// How a conversation ends.
+enum End {
+    /// The client is gone, or does not read.
+    Gone,
+    /// The daemon has enough of it.
+    Refused(Refusal),
+    /// The daemon stops.
+    Stopped,
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl Talk {
+    pub(super) fn new(shared: Arc<Shared>, stream: UnixStream, seat: Seat) -> Self {
+        Self { shared, wire: Wire::new(stream), seat, greeted: false, told: None, active: Instant::now() }
+    }
+
+    pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
+        let answer = match self.converse(&mut ended).await {
+            End::Gone => return,
+            End::Refused(refusal) => refusal.answer(),
+            End::Stopped => {
+                self.seat.reason = "stopped";
+                Answer::Bye { reason: "the daemon stops; what is mapped stays mapped, and nobody checks it".to_owned() }
+            }
+        };
+        let _ = tokio::time::timeout(BYE_TIME, self.say(&answer)).await;
+    }
+
+    async fn converse(&mut self, ended: &mut watch::Receiver<bool>) -> End {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let step = tokio::select! {
+                () = stopping(ended) => return End::Stopped,
+                came = self.wire.next() => match came {
+                    Came::Frame(body) => self.hear(&body).await,
+                    Came::End => Err(End::Gone),
+                    Came::Wrong(refusal) => Err(End::Refused(refusal)),
+                },
+                _ = look.tick() => match self.is_late() {
+                    Some(refusal) => Err(End::Refused(refusal)),
+                    None => self.tell().await,
+                },
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Whether the client takes too long.
+    fn is_late(&self) -> Option<Refusal> {
+        let late = |what: &str| Some(Refusal::new(ErrorCode::Timeout, what));
+        let silent = self.active.elapsed();
+        if self.wire.is_late() {
+            late("a request was not complete in time")
+        } else if !self.greeted && silent > HELLO_TIME {
+            late("nothing was asked in time; begin with hello")
+        } else if silent > IDLE_TIME && self.shared.registry.leases().stands(self.seat.client).is_empty() {
+            late("nothing is held and nothing was asked for a long time; connect again")
+        } else {
+            None
+        }
+    }
+
+    async fn say(&self, answer: &Answer) -> Result<(), End> {
+        self.send(answer, None).await
+    }
+
+    async fn send(&self, answer: &Answer, file: Option<BorrowedFd<'_>>) -> Result<(), End> {
+        let frame = encode(answer).map_err(|error| End::Refused(Refusal::new(ErrorCode::Device, error.to_string())))?;
+        Ok(self.wire.send(&frame, file).await?)
+    }
+
+    /// Answers a request.
+    async fn hear(&mut self, body: &[u8]) -> Result<(), End> {
+        let malformed = |what: String| End::Refused(Refusal::new(ErrorCode::Malformed, what));
+        let request = Request::parse(body).map_err(|error| malformed(error.to_string()))?;
+        self.active = Instant::now();
+        match request {
+            Request::Hello { version } => return self.greet(version).await,
+            _ if !self.greeted => return Err(malformed("a conversation begins with hello".to_owned())),
+            Request::Watch {} => {
+                self.told.get_or_insert_default();
+                self.say(&Answer::Watching {}).await?;
+                return self.tell().await;
+            }
+            _ => {}
+        }
+        // What is recorded or makes work has its pace.
+        tokio::time::sleep(self.shared.requests.take(self.seat.uid)).await;
+        match request {
+            Request::List {} => {
+                let shards = self.shared.registry.lendable(&self.shared.rules);
+                self.say(&Answer::Shards { shards: shards.iter().map(ShardInfo::of).collect() }).await
+            }
+            Request::Attach { shard: Some(name), digest: None } => self.attach(Which::Name(name)).await,
+            Request::Attach { shard: None, digest: Some(digest) } => self.attach(Which::Digest(digest)).await,
+            Request::Attach { .. } => Err(malformed("attach takes either shard or digest".to_owned())),
+            Request::Release { lease } => self.release(lease).await,
+            Request::Hello { .. } | Request::Watch {} => Ok(()),
+        }
+    }
+
+    async fn greet(&mut self, version: u32) -> Result<(), End> {
+        if version != VERSION {
+            let message = format!("version {version} is not spoken here; {VERSION} is");
+            return Err(End::Refused(Refusal::new(ErrorCode::Version, message)));
+        }
+        self.greeted = true;
+        let (worker_id, period) = self.shared.registry.introduce();
+        let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
+        let software = env!("CARGO_PKG_VERSION").to_owned();
+        self.say(&Answer::Hello { version: VERSION, software, worker_id, period_ns }).await
+    }
+
+    async fn attach(&mut self, which: Which) -> Result<(), End> {
+        match self.lend(&which) {
+            Ok(lent) => {
+                count_attach("attached");
+                self.send(&Answer::Attached(Box::new(lent.attached)), Some(lent.file.as_fd())).await?;
+                drop(lent.file);
+                self.wire.send(&lent.table, None).await?;
+                self.tell().await
+            }
+            Err(refusal) => {
+                count_attach(refusal.code.as_str());
+                {
+                    let _acting = self.shared.registry.acting_for(self.seat.uid);
+                    self.shared.registry.record_refused(&refusal);
+                }
+                self.say(&refusal.answer()).await
+            }
+        }
+    }
+
+    /// Makes a lease, on record before anything leaves.
+    fn lend(&self, which: &Which) -> Result<Lent, Refusal> {
+        let (shared, client) = (&self.shared, self.seat.client);
+        let (shard, lease) = shared.registry.lend(which, &shared.rules, client)?;
+        let lent = self.hand_out(&shard, lease);
+        lent.map_err(|refusal| {
+            // Never on record as lent.
+            let _ = shared.registry.leases().remove(client, lease);
+            refusal.of(*shard.shard_id())
+        })
+    }
+
+    fn hand_out(&self, shard: &SealedShard, lease: u64) -> Result<Lent, Refusal> {
+        let registry = &self.shared.registry;
+        let table = self.shared.table(shard)?;
+        let cannot = |error: &dyn std::fmt::Display| Refusal::new(ErrorCode::Device, error.to_string());
+        let Export::MemoryFile { file, offset } = shard.export().map_err(|error| cannot(&error))? else {
+            return Err(cannot(&"this kind of memory is not handed out by this version"));
+        };
+        let recorded = {
+            let _acting = registry.acting_for(self.seat.uid);
+            registry.record_handout(HandoutEvent::Attached { shard, client: self.seat.client, lease })
+        };
+        recorded.map_err(|failure| Refusal::new(ErrorCode::NotRecorded, failure.message))?;
+        let seal = hex(&shard.seal_record());
+        Ok(Lent { attached: Attached { lease, offset, shard: ShardInfo::of(shard), seal }, file, table })
+    }
+
+    async fn release(&mut self, lease: u64) -> Result<(), End> {
+        let registry = &self.shared.registry;
+        let Some(gone) = registry.leases().remove(self.seat.client, lease) else {
+            let message = format!("this connection has no lease {lease}");
+            return self.say(&Refusal::new(ErrorCode::UnknownLease, message).answer()).await;
+        };
+        if let Some(gone) = gone {
+            let _acting = registry.acting_for(self.seat.uid);
+            registry.record_detached(&gone, "released");
+        }
+        self.say(&Answer::Released { lease }).await
+    }
+
+    /// Tells what is new of the leases, or was not said for long.
+    async fn tell(&mut self) -> Result<(), End> {
+        let Some(told) = &mut self.told else { return Ok(()) };
+        let stands = self.shared.registry.leases().stands(self.seat.client);
+        told.retain(|lease, _| stands.iter().any(|(number, _)| number == lease));
+        let mut news = Vec::new();
+        for (lease, stand) in stands {
+            let now = stand.map_or(Told::Ended, |(state, _)| Told::State(state));
+            let known = told.get(&lease);
+            let is_news =
+                known.is_none_or(|(before, at)| *before != now || (now != Told::Ended && at.elapsed() >= HEARTBEAT));
+            if is_news {
+                told.insert(lease, (now, Instant::now()));
+                news.push(match stand {
+                    Some((state, age)) => {
+                        let oldest_age_ns = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+                        Answer::State { lease, state, oldest_age_ns }
+                    }
+                    None => Answer::Ended { lease, reason: "an operator gave the shard up".to_owned() },
+                });
+            }
+        }
+        for answer in &news {
+            self.say(answer).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the daemon stops.
+async fn stopping(ended: &mut watch::Receiver<bool>) {
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// What is sent for an `attach`.
+struct Lent {
+    attached: Attached,
+    file: OwnedFd,
+    table: Arc<Vec<u8>>,
+}

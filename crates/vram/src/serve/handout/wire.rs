@@ -1,0 +1,115 @@
+//! One connection's bytes, in both directions.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use vram_residency::handout::{ErrorCode, Incoming, MAX_REQUEST};
+
+use super::rules::Refusal;
+
+/// How long a client may leave an answer unread.
+const READ_TIME: Duration = Duration::from_secs(10);
+/// How long a request may take from its first byte to its last.
+const FRAME_TIME: Duration = Duration::from_secs(5);
+
+pub(super) struct Wire {
+    stream: UnixStream,
+    incoming: Incoming,
+    /// When the frame at hand began.
+    begun: Option<Instant>,
+}
+
+/// What came.
+pub(super) enum Came {
+    Frame(Vec<u8>),
+    /// The client is gone.
+    End,
+    /// It cannot go on.
+    Wrong(Refusal),
+}
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, incoming: Incoming::new(MAX_REQUEST), begun: None }
+    }
+
+    /// The next frame. May be dropped while it waits: nothing is lost.
+    pub(super) async fn next(&mut self) -> Came {
+        loop {
+            let mut piece = [0; MAX_REQUEST];
+            let wanted = self.incoming.missing().min(piece.len());
+            let read = self
+                .stream
+                .async_io(Interest::READABLE, || receive(&self.stream, piece.get_mut(..wanted).unwrap_or_default()));
+            let (read, descriptors) = match read.await {
+                Ok(read) => read,
+                Err(_) => return Came::End,
+            };
+            if descriptors {
+                let message = "descriptors are not taken here; send requests only";
+                return Came::Wrong(Refusal::new(ErrorCode::Descriptor, message));
+            }
+            if read == 0 {
+                return Came::End;
+            }
+            self.begun.get_or_insert_with(Instant::now);
+            match self.incoming.take(piece.get(..read).unwrap_or_default()) {
+                Ok(Some(body)) => {
+                    self.begun = None;
+                    return Came::Frame(body);
+                }
+                Ok(None) => {}
+                Err(error) => return Came::Wrong(Refusal::new(ErrorCode::Malformed, error.to_string())),
+            }
+        }
+    }
+
+    /// Whether the frame at hand takes too long.
+    pub(super) fn is_late(&self) -> bool {
+        self.begun.is_some_and(|begun| begun.elapsed() > FRAME_TIME)
+    }
+
+    /// Sends a frame, with a descriptor beside its first byte.
+    pub(super) async fn send(&self, frame: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        match tokio::time::timeout(READ_TIME, self.send_all(frame, file)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    async fn send_all(&self, mut frame: &[u8], mut file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        while !frame.is_empty() {
+            let sent = self.stream.async_io(Interest::WRITABLE, || transmit(&self.stream, frame, file)).await?;
+            file = None;
+            frame = frame.get(sent..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Reads without room for descriptors: the kernel closes what was sent along before this process has it, and says so.
+fn receive(stream: &UnixStream, piece: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut control = RecvAncillaryBuffer::default();
+    let received = recvmsg(stream, &mut [IoSliceMut::new(piece)], &mut control, RecvFlags::DONTWAIT)?;
+    Ok((received.bytes, received.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+fn transmit(stream: &UnixStream, frame: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = file.map(|file| [file]);
+    if let Some(files) = &files
+        && !control.push(SendAncillaryMessage::ScmRights(files))
+    {
+        return Err(io::Error::other("there is no room for a descriptor"));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(sendmsg(stream, &[IoSlice::new(frame)], &mut control, flags)?)
+}

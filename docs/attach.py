@@ -1,0 +1,68 @@
+"""A client of the attach socket in Python's own library: what an engine developer writes in an afternoon, or copies.
+
+    python3 docs/attach.py SOCKET SHARD
+
+prints the shard's SHA-256, taken of the mapped memory, and its tensors.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import socket
+import sys
+
+
+class Daemon:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(path)
+        self.hello = self.ask(type="hello", version=1)[0]
+
+    def send(self, **message):
+        body = json.dumps(message).encode()
+        self.socket.sendall(len(body).to_bytes(4, "little") + body)
+
+    def receive(self):
+        # The descriptor travels with the frame's first byte, so the length must be read with room for one.
+        head, files, _, _ = socket.recv_fds(self.socket, 4, 1)
+        while 0 < len(head) < 4:
+            head += self.socket.recv(4 - len(head))
+        if not head:
+            raise ConnectionError("the daemon is gone: nobody watches what is mapped any more")
+        body, length = b"", int.from_bytes(head, "little")
+        while len(body) < length:
+            piece = self.socket.recv(length - len(body))
+            if not piece:
+                raise ConnectionError("the daemon is gone in the middle of a message")
+            body += piece
+        message = json.loads(body)
+        if message["type"] == "error":
+            raise PermissionError(f"{message['code']}: {message['message']}")
+        return message, files[0] if files else None
+
+    def ask(self, **message):
+        self.send(**message)
+        return self.receive()
+
+    def attach(self, shard):
+        """The shard's bytes, in place and read-only, and its tensors. The lease ends with the connection."""
+        attached, file = self.ask(type="attach", shard=shard)
+        tensors, _ = self.receive()
+        offset, length = attached["offset"], attached["shard"]["bytes"]
+        mapped = mmap.mmap(file, offset + length, mmap.MAP_SHARED, mmap.PROT_READ)
+        os.close(file)
+        return memoryview(mapped)[offset:], tensors["tensors"]
+
+
+def main(path, shard):
+    daemon = Daemon(path)
+    weights, tensors = daemon.attach(shard)
+    print("sha256", hashlib.sha256(weights).hexdigest())
+    for tensor in tensors:
+        view = weights[tensor["start"] : tensor["end"]]
+        print(tensor["name"], tensor["dtype"], tensor["shape"], len(view))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -54,6 +54,8 @@
 //! nothing while nobody listens. There are no Cargo features.
 
 pub mod actor;
+pub mod approval;
+pub mod attest;
 pub mod audit;
 mod damage;
 pub mod device;
@@ -64,6 +66,7 @@ mod loader;
 mod manager;
 pub mod metrics;
 pub mod model;
+mod pem;
 pub mod policy;
 pub mod scrub;
 pub mod seal;

@@ -32,7 +32,7 @@ fn attest(manager: &VramManager, shards: &[Fresh]) -> Result<Attestation, Error>
     let request = AttestRequest { nonce: &nonce("00112233445566778899aabbccddeeff"), software, shards };
     let checkpoint = CheckpointFacts { origin: "example.org/log".into(), size: 3, root: [9; 32] };
     manager.attest(&request, &key(), &|| {
-        let sequence = manager.trail().log_status()?.records;
+        let sequence = manager.trail().log_status()?.durable;
         Some(LogPosition { sequence, checkpoint: Some(checkpoint.clone()) })
     })
 }

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod attest;
 mod audit;
 mod daemon;
 mod evidence;
@@ -13,6 +14,7 @@ use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
+pub(crate) use attest::Attest;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditShow, AuditSubject, AuditVerify, ExportFormat,
     Filter, Moment, SeverityChoice, Trusted,
@@ -70,6 +72,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     #[command(flatten)]
     Control(Control),
+    /// Have the daemon verify now and sign for what it holds; check such a word offline; make the key.
+    Attest(Box<Attest>),
     /// The audit log: read it, verify it, prove what it holds, sign it.
     #[command(subcommand)]
     Audit(Audit),

@@ -46,6 +46,9 @@ pub(crate) struct ServeOptions {
     /// File with the bearer token for HTTP requests that cost work, 32 to 1024 bytes. Without it they are refused.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// The key that signs attestations, as vram attest --keygen makes it [default: attest.key in the state directory].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) attest_key: Option<PathBuf>,
     /// What a failed check is answered by: fail-closed, repair, log or stop-worker [default: fail-closed].
     #[arg(long, value_name = "POLICY")]
     #[serde(deserialize_with = "text")]
@@ -114,6 +117,7 @@ impl ServeOptions {
             listen: self.listen.or(below.listen),
             socket: self.socket.or(below.socket),
             token_file: self.token_file.or(below.token_file),
+            attest_key: self.attest_key.or(below.attest_key),
             on_failure: self.on_failure.or(below.on_failure),
             period: self.period.or(below.period),
             budget: self.budget.or(below.budget),

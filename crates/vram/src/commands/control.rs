@@ -177,13 +177,13 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// A running daemon.
-struct Daemon {
+pub(super) struct Daemon {
     socket: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Daemon {
-    fn new(socket: &Socket) -> Result<Self, Failure> {
+    pub(super) fn new(socket: &Socket) -> Result<Self, Failure> {
         let socket = match &socket.socket {
             Some(path) => path.clone(),
             None => serve::default_path()?,
@@ -195,6 +195,12 @@ impl Daemon {
 
     /// Asks, and returns what is answered.
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let answer = self.ask_bytes(method, path, body)?;
+        serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))
+    }
+
+    /// The same, byte for byte.
+    pub(super) fn ask_bytes(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Bytes, Failure> {
         let text = body.map(|body| serde_json::to_vec(body).unwrap_or_default());
         // Looking is quick; what is to be done may take as long as it takes.
         let limit = if method == Method::GET { LOOK_TIME } else { WORK_TIME };
@@ -202,10 +208,10 @@ impl Daemon {
             let answer = tokio::time::timeout(limit, self.send(method, path, text)).await;
             answer.unwrap_or_else(|_| Err(self.silent(limit)))
         })?;
-        let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
         if status.is_success() {
-            return Ok(value);
+            return Ok(answer);
         }
+        let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
         let said = |name: &str| value.get("error").and_then(|error| error.get(name)).and_then(Value::as_str);
         let message = said("message").ok_or_else(|| self.odd(status.as_str()))?.to_owned();
         let integrity = value.get("integrity").and_then(Value::as_bool).unwrap_or(false);

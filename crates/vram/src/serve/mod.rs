@@ -6,6 +6,7 @@
 //!                    └──────── main loop: signals, watchdog, what to tell people ────────▶ shutdown
 //! ```
 
+mod attest;
 mod auth;
 mod config;
 mod events;
@@ -70,6 +71,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let settings = Settings::load(serve, global)?;
     let note = choose_device(settings.device)?;
     let jobs = jobs::plan(&settings.files, settings.format, None, None, &[])?;
+    let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
     let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
     let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -134,6 +136,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         events: events.clone(),
         exporter: exporter.clone(),
         token: token.map(Arc::new),
+        attest_key,
         local: listen.ip().is_loopback(),
     };
     let (end, ended) = watch::channel(false);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use vram_residency::actor::{Acting, SubjectKey};
@@ -191,12 +191,39 @@ impl Registry {
     /// Verifies a whole shard, one at a time; the policy acts where that fails.
     pub(super) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
         let shard = self.sealed(shard_id)?;
-        let Ok(_turn) = self.verifying.try_lock() else {
-            return Err(Failure::new("busy", "another verification runs; ask again when it is through"));
-        };
-        let verified = self.scrubber.verify_now(&shard)?;
-        self.note_speed(&verified);
+        let _turn = self.begin_verifying()?;
+        self.verify_shard(&shard)?;
         Ok(self.view(&shard))
+    }
+
+    /// Nobody else verifies until this is dropped.
+    pub(super) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+        match self.verifying.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
+            }
+        }
+    }
+
+    pub(super) fn verify_shard(&self, shard: &SealedShard) -> Result<Verified, Failure> {
+        let verified = self.scrubber.verify_now(shard)?;
+        self.note_speed(&verified);
+        Ok(verified)
+    }
+
+    /// The names of everything that is held, sealed or not.
+    pub(super) fn ids(&self) -> Vec<ShardId> {
+        lock(&self.places).keys().copied().collect()
+    }
+
+    pub(super) fn manager(&self) -> &VramManager {
+        &self.manager
+    }
+
+    pub(super) fn evidence(&self) -> Option<&Evidence> {
+        self.evidence.as_deref()
     }
 
     pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {
@@ -377,6 +404,20 @@ impl Registry {
             repairs: scrub.as_ref().map_or(0, |scrub| scrub.repairs),
             has_source: scrub.is_some_and(|scrub| scrub.has_source),
             last_fault: shard.last_fault(),
+        }
+    }
+
+    /// A shard of which something is to be attested, and the path of its file. One that is not sealed is as bad as a
+    /// damaged one here.
+    pub(super) fn sealed_with_path(&self, shard_id: &ShardId) -> Result<(SealedShard, PathBuf), Failure> {
+        let places = lock(&self.places);
+        let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
+        match &place.held {
+            Held::Sealed(shard) => Ok((shard.clone(), place.path.clone())),
+            Held::Unsealed(_) | Held::Busy => Err(Failure::integrity(
+                "not-attested",
+                format!("'{shard_id}' is not sealed and nothing is attested of it; reseal it or release it"),
+            )),
         }
     }
 

@@ -14,6 +14,8 @@ use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
+use crate::approve::Source;
+
 pub(crate) use attest::Attest;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditShow, AuditSubject, AuditVerify, ExportFormat,
@@ -114,6 +116,8 @@ pub(crate) struct Seal {
     /// The hash that the publisher states: sha256:HEX or blake3:HEX. Exit 3 where it does not match.
     #[arg(long, value_name = "HASH")]
     pub(crate) expect: Option<Expected>,
+    #[command(flatten)]
+    pub(crate) approval: Source,
     /// What the model is called in seals and records [default: FILE as given].
     #[arg(long, value_name = "TEXT")]
     pub(crate) model_ref: Option<String>,

@@ -20,10 +20,13 @@ mod signer;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 pub use remembered::Remembered;
 pub use signer::{SignerKey, SignerKeyError};
+
+use sha2::{Digest as _, Sha256};
 
 use crate::attest::KeyId;
 use crate::digest::{Digest, Expected};
@@ -63,6 +66,15 @@ impl FromStr for Algorithm {
 }
 
 impl Algorithm {
+    /// The name as manifests and options spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Blake3 => "blake3",
+        }
+    }
+
     const fn expecting(self, hash: [u8; 32]) -> Expected {
         match self {
             Self::Sha256 => Expected::Sha256(hash),
@@ -278,6 +290,33 @@ impl Manifest {
     pub const fn allows_links(&self) -> bool {
         self.allows_links
     }
+}
+
+/// The hash of a source, of the kind that is expected of it: for files beside a model that do not become resident.
+///
+/// # Errors
+/// Whatever the source answers.
+pub fn hash_like(expected: Expected, source: &mut dyn Read) -> io::Result<Expected> {
+    let mut sha256 = Sha256::new();
+    let mut blake3 = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = match source.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        let Some(part) = buffer.get(..read).filter(|part| !part.is_empty()) else { break };
+        match expected {
+            Expected::Sha256(_) => sha256.update(part),
+            Expected::Blake3(_) => {
+                blake3.update(part);
+            }
+        }
+    }
+    Ok(match expected {
+        Expected::Sha256(_) => Expected::Sha256(sha256.finalize().into()),
+        Expected::Blake3(_) => Expected::Blake3(Digest::from_bytes(blake3.finalize().into())),
+    })
 }
 
 /// Adds a file, if its name is a path below a directory that is not there yet.

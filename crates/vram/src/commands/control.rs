@@ -10,6 +10,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
+use vram_residency::approval::Algorithm;
+
 use super::table;
 use crate::cli::{Control, Socket};
 use crate::exit::{Exit, Failure};
@@ -42,9 +44,15 @@ pub(super) fn run(control: &Control, out: &Out) -> Result<(), Failure> {
             }
         }
         Control::Verify { shard, socket } => verify(&Daemon::new(socket)?, shard.map(|shard| shard.to_string()), out),
-        Control::Load { files, format, socket } => {
+        Control::Load { files, format, approval, socket } => {
             let files = files.iter().map(|file| absolute(file)).collect::<Result<Vec<_>, _>>()?;
-            let body = json!({ "files": files, "format": format.map(|format| format.name()) });
+            let body = json!({
+                "files": files,
+                "format": format.map(|format| format.name()),
+                "manifest": approval.manifest.as_deref().map(absolute).transpose()?,
+                "manifest_key": approval.manifest_key.as_deref().map(absolute).transpose()?,
+                "manifest_hash": approval.manifest_hash.map(Algorithm::as_str),
+            });
             let answer = Daemon::new(socket)?.ask(Method::POST, "/v1/shards", Some(&body))?;
             out.object(&answer);
             for shard in answer.as_array().into_iter().flatten() {

@@ -17,6 +17,7 @@ use vram_residency::{
 use super::config::Settings;
 use super::evidence::Evidence;
 use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
+use crate::approve::{Approved, Source};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
@@ -27,6 +28,8 @@ struct Place {
     held: Held,
     path: PathBuf,
     format: Format,
+    /// What a manifest says of it, where one does.
+    approved: Option<Approved>,
 }
 
 enum Held {
@@ -49,6 +52,7 @@ pub(crate) struct Registry {
     /// Without it nothing is recorded of who gives an order.
     subject_key: Option<SubjectKey>,
     allow_drill: bool,
+    require_approval: bool,
     period: Duration,
     /// Bytes verified in a second, as last seen.
     speed: Mutex<f64>,
@@ -73,6 +77,7 @@ impl Registry {
             evidence,
             subject_key,
             allow_drill: settings.allow_drill,
+            require_approval: settings.require_approval,
             period: settings.period,
             speed: Mutex::new(0.0),
         }
@@ -93,14 +98,26 @@ impl Registry {
         let shard = self.manager.seal_file(&job.file, &request)?;
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(&verified);
-        Ok(self.keep(shard, &job.file))
+        Ok(self.keep(shard, &job.file, job.approved))
     }
 
     /// Loads what files hold.
-    pub(super) fn load_files(&self, files: &[PathBuf], format: Option<Format>) -> Result<Vec<ShardView>, Failure> {
+    pub(super) fn load_files(
+        &self,
+        files: &[PathBuf],
+        format: Option<Format>,
+        source: &Source,
+    ) -> Result<Vec<ShardView>, Failure> {
         let _changing = lock(&self.changing);
-        let taken: Vec<ShardId> = lock(&self.places).keys().copied().collect();
-        let jobs = jobs::plan(files, format, None, None, &taken)?;
+        let mut jobs = jobs::plan(files, format, None, None, &self.ids())?;
+        match source.open(&self.manager, &self.audit_dir)? {
+            Some(approver) => drop(approver.approve(files, &mut jobs, &self.manager)?),
+            None if self.require_approval => {
+                let message = "this daemon loads only what a manifest approves; name it with --manifest";
+                return Err(Failure::new("forbidden", message));
+            }
+            None => {}
+        }
         let mut loaded = Vec::new();
         for job in jobs {
             let shard_id = job.shard_id;
@@ -118,10 +135,10 @@ impl Registry {
         Ok(loaded)
     }
 
-    fn keep(&self, shard: SealedShard, file: &ModelFile) -> ShardView {
+    fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>) -> ShardView {
         self.scrubber.watch(&shard, Some(file.shared_source()));
         let view = self.view(&shard);
-        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format() };
+        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format(), approved };
         lock(&self.places).insert(view.shard_id, place);
         view
     }
@@ -161,21 +178,26 @@ impl Registry {
 
     pub(super) fn reseal(&self, shard_id: &ShardId, file: Option<&Path>) -> Result<ShardView, Failure> {
         let _changing = lock(&self.changing);
-        let (path, format) = {
+        let (path, format, approved) = {
             let places = lock(&self.places);
             let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
             if !matches!(place.held, Held::Unsealed(_)) {
                 return Err(Failure::new("shard", format!("'{shard_id}' is sealed; unseal it first, with a reason")));
             }
-            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format)
+            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format, place.approved.clone())
         };
         // Read before anything is given up.
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
         let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
         let model_ref = jobs::name_of(&path);
-        match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
+        let mut request = SealRequest::new(*shard_id, &model_ref);
+        // What was approved was these bytes: others take a release, and a load with a manifest of their own.
+        if let Some(approved) = &approved {
+            request = request.approved(approved.approval());
+        }
+        match unsealed.reseal_file(&file, &request) {
             Ok(shard) => {
-                let view = self.keep(shard.clone(), &file);
+                let view = self.keep(shard.clone(), &file, approved.clone());
                 self.manager.verify_sealed(&shard)?;
                 Ok(ShardView { state: shard.state(), ..view })
             }

@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vram_residency::ShardId;
+use vram_residency::approval::Algorithm;
 use vram_residency::model::Format;
 
 use super::attest::{AttestBody, KeyFile};
@@ -24,6 +25,7 @@ use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ResealRequest, UnsealRequest};
 use super::{openapi, telemetry};
+use crate::approve::Source;
 use crate::exit::{Exit, Failure};
 
 /// Largest body that is read.
@@ -196,10 +198,13 @@ async fn load(
     Extension(peer): Extension<Peer>,
     body: Result<Json<LoadRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let LoadRequest { files, format } = body?.0;
+    let LoadRequest { files, format, manifest, manifest_key, manifest_hash } = body?.0;
+    let manifest_hash = manifest_hash.map(|hash| hash.parse::<Algorithm>()).transpose();
+    let manifest_hash = manifest_hash.map_err(|error| Failure::usage(error.to_string()))?;
+    let source = Source { manifest, manifest_key, manifest_hash };
     let format = format.map(|format| format.parse::<Format>()).transpose();
     let format = format.map_err(|error| Failure::usage(error.to_string()))?;
-    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format)).await
+    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format, &source)).await
 }
 
 async fn unseal(

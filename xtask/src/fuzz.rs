@@ -25,6 +25,8 @@ const TARGETS: &[Target] = &[
     Target { name: "audit_checkpoint", max_len: 4 << 10 },
     Target { name: "audit_proof", max_len: 8 << 10 },
     Target { name: "audit_bundle", max_len: 16 << 10 },
+    Target { name: "attestation", max_len: 8 << 10 },
+    Target { name: "manifest", max_len: 8 << 10 },
 ];
 
 const SECONDS: u64 = 60;

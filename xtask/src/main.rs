@@ -15,6 +15,7 @@ mod msrv;
 mod replica;
 mod report;
 mod shell;
+mod signing;
 mod soak;
 mod steps;
 mod strace;

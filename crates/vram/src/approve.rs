@@ -19,7 +19,7 @@ use vram_residency::approval::{
 use vram_residency::digest::{Digest, Expected};
 
 use crate::exit::Failure;
-use crate::jobs::Job;
+use crate::jobs::{Job, name_of};
 use crate::state;
 
 /// Directories inside one another, at most.
@@ -117,7 +117,7 @@ impl Source {
             }
             // Nothing is wrong with the manifest: it was not said how to read it.
             Err(error @ ManifestError::Algorithm { .. }) => Err(Failure::usage(format!("{shown}: {error}"))),
-            Err(error) => Err(refuse(manager, Some(Digest::of(&bytes)), &format!("{shown}: {error}"))),
+            Err(error) => Err(refuse(manager, Some(Digest::of(&bytes)), &format!("{}: {error}", name_of(path)))),
         }
     }
 }
@@ -140,7 +140,7 @@ impl Approver {
             files => self.approve_files(files, jobs),
         };
         outcome.map_err(|reason| {
-            let reason = format!("{reason}; nothing is loaded by the manifest {}", self.path.display());
+            let reason = format!("{reason}; nothing is loaded by the manifest {}", name_of(&self.path));
             refuse(manager, Some(self.manifest.digest()), &reason)
         })
     }
@@ -148,7 +148,7 @@ impl Approver {
     fn approve_directory(self: &Arc<Self>, root: &Path, jobs: &mut [Job]) -> Result<Vec<String>, String> {
         let found = self.files_below(root)?;
         if let Some(missing) = self.manifest.names().find(|name| !found.contains(*name)) {
-            return Err(format!("the manifest names '{missing}', which is not in {}", root.display()));
+            return Err(format!("the manifest names '{missing}', which is not in {}", name_of(root)));
         }
         let mut others = found;
         for job in jobs {
@@ -164,16 +164,16 @@ impl Approver {
 
     fn approve_files(self: &Arc<Self>, arguments: &[PathBuf], jobs: &mut [Job]) -> Result<Vec<String>, String> {
         let mut unused: BTreeSet<&str> = self.manifest.names().collect();
-        let name_of = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let last_of = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         for job in &mut *jobs {
-            let name = name_of(job.file.path());
+            let name = last_of(job.file.path());
             self.check_link(job.file.path(), &name)?;
             job.approved = Some(self.approved(&name)?);
             unused.remove(name.as_str());
         }
         // An index that led to the files is approved too, where it is named.
         for argument in arguments {
-            let name = name_of(argument);
+            let name = last_of(argument);
             if unused.remove(name.as_str()) {
                 self.compare(argument, &name)?;
             }
@@ -211,7 +211,7 @@ impl Approver {
         let mut names = BTreeSet::new();
         let mut open = vec![(root.to_owned(), String::new(), 0_usize)];
         while let Some((directory, prefix, depth)) = open.pop() {
-            let shown = directory.display();
+            let shown = name_of(&directory);
             let cannot = |error: io::Error| format!("{shown} cannot be read: {error}");
             for entry in fs::read_dir(&directory).map_err(cannot)? {
                 let entry = entry.map_err(cannot)?;
@@ -229,12 +229,12 @@ impl Approver {
                 } else if !facts.is_file() {
                     return Err(format!("'{name}' is neither a file nor a plain directory within {DEEPEST} others"));
                 } else if !is_own(&facts) && (!names.insert(name) || names.len() > MAX_FILES) {
-                    return Err(format!("{} has more than {MAX_FILES} files", root.display()));
+                    return Err(format!("{} has more than {MAX_FILES} files", name_of(root)));
                 }
             }
         }
         if let Some(extra) = names.iter().find(|name| self.manifest.get(name).is_none()) {
-            return Err(format!("{} has '{extra}', which the manifest does not name", root.display()));
+            return Err(format!("{} has '{extra}', which the manifest does not name", name_of(root)));
         }
         Ok(names)
     }
@@ -248,6 +248,32 @@ pub(crate) fn told(unused: &[String]) -> Option<String> {
         more => format!(" and {more} more"),
     };
     Some(format!("the manifest also names '{first}'{more}, which was not given"))
+}
+
+/// What became of reading headers. A file that is there and is no model is not what its manifest approves: that is told
+/// once there is a log to record it in.
+pub(crate) fn readable<T: Default>(
+    planned: Result<T, Failure>,
+    arguments: &[PathBuf],
+    source: &Source,
+) -> Result<(T, Option<Failure>), Failure> {
+    let is_approved = source.manifest.is_some() && arguments.iter().all(|file| file.exists());
+    match planned {
+        Err(failure) if failure.kind == "model" && is_approved => Ok((T::default(), Some(failure))),
+        planned => Ok((planned?, None)),
+    }
+}
+
+/// Refuses what is no model. That it is refused is on record before this returns.
+pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Failure>) -> Result<(), Failure> {
+    match unreadable {
+        None => Ok(()),
+        Some(failure) => {
+            // The model's own words name paths, which do not belong into the log.
+            let refused = refuse(manager, None, "a file is no model, so it is not what the manifest approves");
+            Err(Failure { message: format!("{}; so it is not what the manifest approves", failure.message), ..refused })
+        }
+    }
 }
 
 /// Records a refusal, then tells of it.

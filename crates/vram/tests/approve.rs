@@ -1,5 +1,6 @@
 //! Only what a manifest approves becomes resident: lists of the usual programs, and model signatures.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod support;
 
@@ -45,6 +46,14 @@ fn refused(home: &Home, ran: &Ran, words: &[&str]) {
     assert_eq!((&last["event"], &last["severity"]), (&json!("ApprovalRefused"), &json!("critical")), "{last}");
     assert!(text(&last["reason"]).contains(words[0]), "{last}");
     assert!(!events.iter().any(|event| event["event"] == "VramAllocated"));
+}
+
+/// The same, after others of the same user have become resident.
+#[track_caller]
+fn refused_late(home: &Home, ran: &Ran, words: &[&str]) {
+    ran.failed(3, "approval", words);
+    let events = events(&home.audit());
+    assert_eq!(events.last().unwrap()["event"], "ApprovalRefused");
 }
 
 /// The model of the signatures, in a directory of its own.
@@ -217,6 +226,10 @@ fn a_changed_byte_of_a_signed_model_is_refused() {
     home.file("model/model.safetensors", &weights);
     let ran = run();
     ran.failed(3, "unexpected-digest", &["model-safetensors"]);
+    // Where the changed byte makes it no model at all, that is no other kind of answer.
+    weights[9] ^= 4;
+    home.file("model/model.safetensors", &weights);
+    refused_late(&home, &run(), &["not what the manifest approves"]);
     assert!(events(&home.audit()).iter().any(|event| event["policy"] == "approved-digest"));
 }
 

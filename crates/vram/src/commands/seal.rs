@@ -54,10 +54,11 @@ struct ShardReport {
 /// Seals what the arguments name.
 pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure> {
     let note = choose_device(seal.device)?;
-    let mut jobs = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[])?;
+    let planned = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[]);
+    let (mut jobs, unreadable) = approve::readable(planned, &seal.files, &seal.approval)?;
     for (flag, given) in [("--expect", seal.expect.is_some()), ("--shard-id", seal.shard_id.is_some())] {
         let files = jobs.len();
-        if given && files != 1 {
+        if given && files != 1 && unreadable.is_none() {
             let message = format!("{flag} is about one file and {files} were named; seal them one by one");
             return Err(Failure::usage(message));
         }
@@ -78,7 +79,8 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         out.line(out.styled(Style::Dim, note));
     }
 
-    let approved = approve(&manager, seal, &trail, &mut jobs, out);
+    let approved = approve::refuse_unreadable(&manager, unreadable);
+    let approved = approved.and_then(|()| approve(&manager, seal, &trail, &mut jobs, out));
     let (device, worker_id) = (manager.device(), manager.worker_id().to_string());
     let progress = progress_bar(&jobs, out);
     let sealed = approved.and_then(|()| seal_all(&manager, &jobs, seal, &progress, out));

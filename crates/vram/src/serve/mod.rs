@@ -71,7 +71,7 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     let note = choose_device(settings.device)?;
-    let (mut jobs, parts) = plan(&settings)?;
+    let Planned { mut jobs, parts, unreadable } = plan(&settings)?;
     let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
     let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
     let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
@@ -117,7 +117,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     if let Some(note) = note {
         out.line(out.styled(Style::Dim, note));
     }
-    let approved = approve(&settings.models, &parts, &mut jobs, &manager, &trail, out);
+    let approved = approve::refuse_unreadable(&manager, unreadable);
+    let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, &manager, &trail, out));
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
     let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, evidence.clone(), subject_key));
@@ -171,16 +172,27 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 }
 
-/// What is to be loaded, and how many jobs each group of files makes.
-fn plan(settings: &Settings) -> Result<(Vec<jobs::Job>, Vec<usize>), Failure> {
-    let (mut jobs, mut parts): (Vec<jobs::Job>, Vec<usize>) = (Vec::new(), Vec::new());
+/// What is to be loaded.
+#[derive(Default)]
+struct Planned {
+    jobs: Vec<jobs::Job>,
+    /// How many of them each group of files makes.
+    parts: Vec<usize>,
+    /// A file with a manifest that is no model.
+    unreadable: Option<Failure>,
+}
+
+fn plan(settings: &Settings) -> Result<Planned, Failure> {
+    let mut planned = Planned::default();
     for models in &settings.models {
-        let taken: Vec<ShardId> = jobs.iter().map(|job| job.shard_id).collect();
-        let more = jobs::plan(&models.files, settings.format, None, None, &taken)?;
-        parts.push(more.len());
-        jobs.extend(more);
+        let taken: Vec<ShardId> = planned.jobs.iter().map(|job| job.shard_id).collect();
+        let more = jobs::plan(&models.files, settings.format, None, None, &taken);
+        let (more, unreadable) = approve::readable(more, &models.files, &models.source)?;
+        planned.parts.push(more.len());
+        planned.jobs.extend(more);
+        planned.unreadable = planned.unreadable.or(unreadable);
     }
-    Ok((jobs, parts))
+    Ok(planned)
 }
 
 /// Holds each group of files against its manifest, where it has one, before the first byte becomes resident.

@@ -17,7 +17,7 @@ use vram_residency::{
 use super::config::Settings;
 use super::evidence::Evidence;
 use super::report::{AuditView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView};
-use crate::approve::{Approved, Source};
+use crate::approve::{self, Approved, Source};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::output::rfc3339;
@@ -109,7 +109,9 @@ impl Registry {
         source: &Source,
     ) -> Result<Vec<ShardView>, Failure> {
         let _changing = lock(&self.changing);
-        let mut jobs = jobs::plan(files, format, None, None, &self.ids())?;
+        let planned = jobs::plan(files, format, None, None, &self.ids());
+        let (mut jobs, unreadable) = approve::readable(planned, files, source)?;
+        approve::refuse_unreadable(&self.manager, unreadable)?;
         match source.open(&self.manager, &self.audit_dir)? {
             Some(approver) => drop(approver.approve(files, &mut jobs, &self.manager)?),
             None if self.require_approval => {

@@ -5,8 +5,9 @@ mod policy;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
+use audit_logging::{Clock, SystemClock};
 use hyper::Method;
 use serde::Serialize;
 use serde_json::json;
@@ -65,7 +66,7 @@ struct Believed<'a> {
 fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result<(), Failure> {
     let policy = policy::read(policy)?;
     let bytes = read(file)?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = SystemClock::new().wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let checked = attest::check(&bytes, &policy, nonce, now_ns)
         .map_err(|refusal| Failure::integrity("attestation", refusal.to_string()))?;

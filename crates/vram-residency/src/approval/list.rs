@@ -121,7 +121,7 @@ mod tests {
         let upper = HEX.to_uppercase();
         for bad in [
             format!("{HEX} a"),
-            format!("{HEX}"),
+            HEX.to_owned(),
             format!("{HEX}\ta"),
             format!("{upper}  a"),
             format!("{HEX}0  a"),

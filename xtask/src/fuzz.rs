@@ -27,6 +27,8 @@ const TARGETS: &[Target] = &[
     Target { name: "audit_checkpoint", max_len: 4 << 10, seconds: 20 },
     Target { name: "audit_proof", max_len: 8 << 10, seconds: 20 },
     Target { name: "audit_bundle", max_len: 16 << 10, seconds: 20 },
+    Target { name: "attestation", max_len: 8 << 10, seconds: 20 },
+    Target { name: "manifest", max_len: 8 << 10, seconds: 20 },
 ];
 
 /// One allocation may never be larger than this, whatever the input asks for.

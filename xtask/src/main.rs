@@ -17,6 +17,7 @@ mod page;
 mod replica;
 mod report;
 mod shell;
+mod signing;
 mod soak;
 mod steps;
 mod strace;

@@ -1,7 +1,9 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
 use crate::shell::{Ctx, run, run_and_read, say};
-use crate::{Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, soak, strace, tools};
+use crate::{
+    Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, signing, soak, strace, tools,
+};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -46,6 +48,13 @@ pub const STEPS: &[Step] = &[
         help: "an S3 server and a witness that others wrote, killed and restarted",
         quick: false,
         run: replica::step,
+    },
+    Step {
+        name: "signing",
+        args: "",
+        help: "what model-signing signs is accepted here, and what is attested here is by in-toto's own tools",
+        quick: false,
+        run: signing::step,
     },
     Step {
         name: "alerts",

@@ -164,6 +164,12 @@ pub fn pip(ctx: &Ctx, verb: &str) -> Result<Command> {
     Ok(pip)
 }
 
+/// Python with PyPI's `model-signing` and what it is made of, `securesystemslib` and `in-toto-attestation` among it.
+pub fn signing_python(ctx: &Ctx) -> Result<PathBuf> {
+    model_signing(ctx)?;
+    python(ctx)
+}
+
 /// The command line of PyPI's `model-signing`: the peer that `cargo xtask bench` runs beside us.
 pub fn model_signing(ctx: &Ctx) -> Result<PathBuf> {
     let program = home(ctx).join("venv/bin/model_signing");

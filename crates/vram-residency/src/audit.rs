@@ -115,6 +115,22 @@ pub enum AuditEvent<'a> {
     FaultInjected { shard_id: &'a ShardId, byte: u64, bit: u8 },
     /// The log could not be opened until now, and so many records before this one are lost.
     RecordsLost { count: u64, reason: Text<'a> },
+    /// A file is what a manifest approves, and is about to be sealed. `pair` vouches for both hashes, where both are known.
+    ShardApproved {
+        shard_id: &'a ShardId,
+        manifest: Digest,
+        form: &'static str,
+        signer: Option<Text<'a>>,
+        bytes: u64,
+        digest: Digest,
+        sha256: Option<Text<'a>>,
+        pair: Option<Text<'a>>,
+        remembered: bool,
+    },
+    /// A manifest approves nothing, or not this. Recorded before it is refused.
+    ApprovalRefused { policy: &'static str, manifest: Option<Digest>, reason: Text<'a>, action: &'static str },
+    /// The worker's word about its shards was signed, and is about to be handed out.
+    AttestationMade { nonce: Text<'a>, envelope: Digest, shards: u64, key: Text<'a> },
     /// Somebody with access to the service's control socket ordered something. Recorded before it is done.
     OperatorCommand {
         command: &'static str,
@@ -152,6 +168,8 @@ impl AuditEvent<'_> {
             | Self::ScrubStopped { .. }
             | Self::RecordsLost { .. }
             | Self::OperatorCommand { .. }
+            | Self::ApprovalRefused { .. }
+            | Self::AttestationMade { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
             Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
@@ -161,6 +179,7 @@ impl AuditEvent<'_> {
             | Self::ScrubStarted { .. }
             | Self::ScrubPassed { .. }
             | Self::VerificationResumed { .. }
+            | Self::ShardApproved { .. }
             | Self::ServiceStarted { .. }
             | Self::ServiceStopped { .. }
             | Self::ShardAttached { .. }

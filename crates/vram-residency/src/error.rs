@@ -6,6 +6,7 @@ use crate::digest::{Digest, Expected, ParseDigestError};
 use crate::model::ModelError;
 use crate::policy::Violation;
 use crate::seal::{RecordError, SecretLengthError};
+use crate::shard::ShardState;
 use crate::shard_id::{ShardId, ShardIdError};
 
 /// Why an operation of the manager failed. Each text names the thing, the limit and the remedy.
@@ -161,6 +162,22 @@ pub enum Error {
         /// What it may be.
         limit: &'static str,
     },
+    /// Nothing can be attested of a shard that is not known to be whole.
+    #[error("'{shard_id}' is {} and nothing is attested of it; vram status and vram audit show tell why", state.as_str().to_uppercase())]
+    NotAttested {
+        /// The shard.
+        shard_id: Box<ShardId>,
+        /// Where it stands.
+        state: ShardState,
+    },
+    /// No shards, or too many for one attestation.
+    #[error("an attestation is about 1 to {limit} shards, not {shards}; name some of them")]
+    Attestation {
+        /// How many were asked for.
+        shards: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// The record could not be kept, and the policy makes that fatal.
     #[error("the audit log did not keep the record and the policy requires it: {0}")]
     Audit(TrailError),
@@ -271,6 +288,7 @@ impl Error {
                 | Self::Quarantined { .. }
                 | Self::DeviceQuarantined { .. }
                 | Self::RepairFailed { .. }
+                | Self::NotAttested { .. }
         )
     }
 

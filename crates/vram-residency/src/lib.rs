@@ -57,6 +57,8 @@
 //! nothing while nobody listens. There are no Cargo features.
 
 pub mod actor;
+pub mod approval;
+pub mod attest;
 pub mod audit;
 pub mod client;
 mod damage;
@@ -69,6 +71,7 @@ mod loader;
 mod manager;
 pub mod metrics;
 pub mod model;
+mod pem;
 pub mod policy;
 pub mod scrub;
 pub mod seal;

@@ -66,8 +66,10 @@ pub(crate) struct OrderedSha256 {
 #[derive(Debug, Default)]
 struct Hashing {
     hasher: Sha256,
-    /// Bytes hashed so far.
+    /// Where the next block starts.
     position: u64,
+    /// Bytes hashed so far.
+    bytes: u64,
     abandoned: bool,
 }
 
@@ -81,6 +83,11 @@ struct Turn<'a> {
 impl OrderedSha256 {
     pub(crate) fn finish(&self) -> [u8; 32] {
         self.lock().hasher.clone().finalize().into()
+    }
+
+    /// Bytes hashed so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().bytes
     }
 
     /// Tells everybody not to wait.
@@ -104,6 +111,7 @@ impl Turn<'_> {
             return Err(io::Error::other("another block could not be read"));
         }
         state.hasher.update(block);
+        state.bytes = state.bytes.saturating_add(block.len() as u64);
         state.position = self.offset.saturating_add(BLOCK_BYTES);
         self.taken = true;
         drop(state);

@@ -29,6 +29,10 @@ pub const AUDIT_DURABLE: &str = "vram.audit.durable";
 pub const SEALS: &str = "vram.seals";
 /// Seals that were refused or failed.
 pub const SEAL_FAILURES: &str = "vram.seal_failures";
+/// Bytes hashed with SHA-256 while they were loaded, because an approval asked for it.
+pub const SHA256_BYTES: &str = "vram.seal.sha256_bytes";
+/// Attestations signed, recorded and handed out.
+pub const ATTESTATIONS: &str = "vram.attestations";
 /// Full verifications that found every byte as sealed.
 pub const VERIFICATIONS: &str = "vram.verifications";
 /// Full verifications that did not.
@@ -135,6 +139,8 @@ pub const DEVICE_USED: &str = "vram.device.used";
 pub(crate) struct Metrics {
     pub(crate) seals: Counter,
     pub(crate) seal_failures: Counter,
+    pub(crate) sha256_bytes: Counter,
+    pub(crate) attestations: Counter,
     pub(crate) verifications: Counter,
     pub(crate) verification_failures: Counter,
     pub(crate) verify_duration: Histogram,
@@ -157,6 +163,8 @@ impl Metrics {
         Self {
             seals: counter(SEALS, "Shards sealed."),
             seal_failures: counter(SEAL_FAILURES, "Seals that were refused or failed."),
+            sha256_bytes: counter_of(SHA256_BYTES, Unit::Bytes, "Bytes hashed with SHA-256 while they were loaded."),
+            attestations: counter(ATTESTATIONS, "Attestations signed and recorded."),
             verifications: counter(VERIFICATIONS, "Full verifications that found every byte as sealed."),
             verification_failures: counter(VERIFICATION_FAILURES, "Checks that failed, or could not be carried out."),
             verify_duration: histogram(VERIFY_DURATION, "Time of a full verification."),

@@ -107,6 +107,8 @@ pub enum Violation {
     NotReadOnly,
     /// The bytes are not those that were expected.
     NotExpected,
+    /// The bytes are not those that the manifest approves.
+    NotApproved,
     /// The file was changed while it was loaded.
     SourceChanged,
 }
@@ -120,6 +122,7 @@ impl Violation {
             Self::NotLocked { .. } => "locked-memory",
             Self::NotReadOnly => "read-only-protection",
             Self::NotExpected => "expected-digest",
+            Self::NotApproved => "approved-digest",
             Self::SourceChanged => "unchanged-source",
         }
     }
@@ -144,6 +147,9 @@ impl fmt::Display for Violation {
                  use a kernel with sealable memory files (Linux 5.1 or newer) or relax the policy",
             ),
             Self::NotExpected => f.write_str("the bytes are not those that were expected; get the file again"),
+            Self::NotApproved => {
+                f.write_str("the bytes are not those that the manifest approves; get the file and the manifest again")
+            }
             Self::SourceChanged => {
                 f.write_str("the file was changed while it was loaded; load it again when it is at rest")
             }

@@ -26,6 +26,9 @@ use crate::shard_id::ShardId;
 /// The first field of every seal record: what the signature is about, and the format's version.
 pub const DOMAIN: &str = "vram-residency/seal/v1";
 
+/// The first field of what vouches for a pair of hashes, so that it cannot be taken for a seal.
+const PAIR_DOMAIN: &str = "vram-residency/pair/v1";
+
 /// Fewest bytes of a secret that a key may be derived from.
 pub const MIN_SECRET: usize = 32;
 /// Most bytes of a secret that a key may be derived from.
@@ -163,6 +166,17 @@ impl SealKey {
     #[must_use]
     pub fn verify<T: AsRef<str>>(&self, statement: &Statement<T>, signature: &Signature) -> bool {
         self.sign(statement) == *signature
+    }
+
+    /// Vouches for two hashes of the same bytes: HMAC-SHA256 over domain, SHA-256, digest and length, each with its own
+    /// length in front.
+    pub(crate) fn pair_tag(&self, sha256: &[u8; 32], digest: &Digest, bytes: u64) -> [u8; 32] {
+        self.mac(|sink| {
+            for field in [PAIR_DOMAIN.as_bytes(), sha256, digest.as_bytes(), &bytes.to_le_bytes()] {
+                sink(&u32::try_from(field.len()).unwrap_or(u32::MAX).to_le_bytes());
+                sink(field);
+            }
+        })
     }
 
     fn mac(&self, encode: impl FnOnce(&mut dyn FnMut(&[u8]))) -> [u8; 32] {

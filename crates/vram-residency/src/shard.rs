@@ -128,6 +128,8 @@ pub(crate) struct Shard {
     lost_records: AtomicU64,
     pub(crate) freshness: Freshness,
     last_fault: Mutex<Option<Box<Fault>>>,
+    /// SHA-256 of the bytes, where it was computed while they were loaded or is remembered from such a load.
+    pub(crate) sha256: Option<[u8; 32]>,
     /// Blocks that were damaged on purpose and were not well since.
     drilled: Mutex<Vec<u64>>,
 }
@@ -158,6 +160,7 @@ impl Shard {
             lost_records,
             freshness: Freshness::new(hashed_ns),
             last_fault: Mutex::new(None),
+            sha256: None,
             drilled: Mutex::new(Vec::new()),
         }
     }
@@ -304,6 +307,12 @@ impl SealedShard {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.inner.statement.digest
+    }
+
+    /// SHA-256 of the same bytes, where it was computed while they were loaded, or in an earlier load that was approved.
+    #[must_use]
+    pub fn sha256(&self) -> Option<[u8; 32]> {
+        self.inner.sha256
     }
 
     /// Which model it belongs to, as the caller called it.

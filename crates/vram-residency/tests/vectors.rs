@@ -9,6 +9,12 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use vram_residency::ShardId;
+use vram_residency::attest::AttestKey;
+use vram_residency::attest::envelope::{Envelope, PAYLOAD_TYPE, pae};
+use vram_residency::attest::statement::{
+    CheckpointFacts, DeviceFacts, Digests, Driver, LogPosition, Predicate, ShardFacts, Software,
+    Statement as Statement1, Subject,
+};
 use vram_residency::device::{DeviceKind, DeviceUuid, Protection, Residency};
 use vram_residency::digest::{BLOCK_BYTES, Digest, block_count, block_range, block_value, merge};
 use vram_residency::model::writer::{Layout, TensorSpec};
@@ -141,4 +147,60 @@ fn a_second_implementation_agrees() {
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{errors}");
     assert!(said.contains("2 records agree"), "{said}");
+}
+
+#[test]
+fn attestations_are_as_published() {
+    let key = AttestKey::of(&[7; 32]).unwrap();
+    let statement = Statement1 {
+        statement_type: "https://in-toto.io/Statement/v1".into(),
+        subject: vec![Subject {
+            name: "model.safetensors".into(),
+            digest: Digests { blake3: Digest::of(b"weights"), sha256: Some([0xab; 32]) },
+        }],
+        predicate_type: "urn:vram-residency:attestation:v1".into(),
+        predicate: Predicate {
+            nonce: "00112233445566778899aabbccddeeff".parse().unwrap(),
+            attested_at: 1_795_000_000_123_456_789,
+            worker_id: "worker-1".into(),
+            software: Software { name: "vram".into(), version: "0.1.0".into() },
+            device: DeviceFacts {
+                kind: DeviceKind::Host,
+                uuid: DeviceUuid(*b"0123456789abcdef"),
+                driver: Driver { name: "Linux".into(), version: "6.12.0".into(), machine: "x86_64".into() },
+            },
+            shards: vec![ShardFacts {
+                shard_id: ShardId::new("model-safetensors").unwrap(),
+                model_ref: "org/model".into(),
+                shard_index: 0,
+                shard_count: 1,
+                bytes: 7,
+                tensor_table: Digest::of(b"table"),
+                residency: Residency::HostLocked,
+                protection: Protection::ReadOnly,
+                sealed_at: 1_794_999_000_000_000_000,
+                verified_at: 1_795_000_000_100_000_000,
+            }],
+            audit_log: Some(LogPosition {
+                sequence: 42,
+                checkpoint: Some(CheckpointFacts { origin: "example.org/log".into(), size: 43, root: [0xcd; 32] }),
+            }),
+        },
+    };
+    let text = statement.to_text();
+    assert_eq!(Statement1::parse(&text).unwrap(), statement);
+    let envelope = Envelope::sign(text.clone(), &key);
+    let vectors = json!({
+        "seed": hex(&[7; 32]),
+        "public_key": key.public().to_string(),
+        "public_pem": key.public().to_pem(),
+        "key_id": key.public().id().to_string(),
+        "statement": String::from_utf8(text.clone()).unwrap(),
+        "signed": String::from_utf8(pae(PAYLOAD_TYPE, &text)).unwrap(),
+        "envelope": envelope.to_text(),
+        "envelope_digest": Digest::of(envelope.to_text().as_bytes()).to_string(),
+    });
+    agree("attestation.json", &vectors);
+    let again = Envelope::parse(envelope.to_text().as_bytes()).unwrap();
+    assert_eq!(again.verified(&[key.public().clone()]).unwrap(), text);
 }

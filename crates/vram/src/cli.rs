@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod attach;
+mod attest;
 mod audit;
 mod daemon;
 mod evidence;
@@ -14,7 +15,10 @@ use vram_residency::ShardId;
 use vram_residency::digest::Expected;
 use vram_residency::model::Format;
 
+use crate::approve::Source;
+
 pub(crate) use attach::AttachOptions;
+pub(crate) use attest::Attest;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,
     ExportFormat, Filter, Moment, SeverityChoice, Trusted,
@@ -72,6 +76,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     #[command(flatten)]
     Control(Control),
+    /// Have the daemon verify now and sign for what it holds; check such a word offline; make the key.
+    Attest(Box<Attest>),
     /// The audit log: read it, verify it, prove what it holds, sign it.
     #[command(subcommand)]
     Audit(Audit),
@@ -112,6 +118,8 @@ pub(crate) struct Seal {
     /// The hash that the publisher states: sha256:HEX or blake3:HEX. Exit 3 where it does not match.
     #[arg(long, value_name = "HASH")]
     pub(crate) expect: Option<Expected>,
+    #[command(flatten)]
+    pub(crate) approval: Source,
     /// What the model is called in seals and records [default: FILE as given].
     #[arg(long, value_name = "TEXT")]
     pub(crate) model_ref: Option<String>,

@@ -59,6 +59,7 @@ impl From<Error> for Failure {
             | Error::Text { .. }
             | Error::ControlCharacter { .. }
             | Error::Bit { .. }
+            | Error::Attestation { .. }
             | Error::Scrub { .. } => "usage",
             Error::DuplicateShard { .. } | Error::ForeignShard { .. } => "shard",
             Error::Secret(_) => "key",
@@ -67,6 +68,7 @@ impl From<Error> for Failure {
             Error::Policy { .. } => "policy",
             Error::SealVerificationFailed { .. } => "verification",
             Error::Quarantined { .. } => "quarantined",
+            Error::NotAttested { .. } => "not-attested",
             Error::RepairFailed { .. } => "repair",
             Error::Audit(_) => "audit",
             _ => "other",

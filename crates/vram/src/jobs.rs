@@ -9,6 +9,7 @@ use vram_residency::model::{self, Format, ModelFile};
 use vram_residency::policy::RequiredResidency;
 use vram_residency::{MAX_SHARD_ID, Policy, SealRequest, ShardId};
 
+use crate::approve::Approved;
 use crate::cli::DeviceChoice;
 use crate::exit::Failure;
 use crate::output::Out;
@@ -20,11 +21,17 @@ pub(crate) struct Job {
     pub(crate) model_ref: String,
     pub(crate) shard_index: u32,
     pub(crate) shard_count: u32,
+    /// What a manifest says of it, where one was given.
+    pub(crate) approved: Option<Approved>,
 }
 
 impl Job {
     pub(crate) fn request(&self) -> SealRequest<'_> {
-        SealRequest::new(self.shard_id, &self.model_ref).part(self.shard_index, self.shard_count)
+        let request = SealRequest::new(self.shard_id, &self.model_ref).part(self.shard_index, self.shard_count);
+        match &self.approved {
+            Some(approved) => request.approved(approved.approval()),
+            None => request,
+        }
     }
 }
 
@@ -49,7 +56,7 @@ pub(crate) fn plan(
             let is_taken = |id: &ShardId| taken.contains(id) || jobs.iter().any(|job| job.shard_id == *id);
             let shard_id = named.unwrap_or_else(|| name_for(&path, &is_taken));
             let model_ref = model_ref.map_or_else(|| name_of(argument), str::to_owned);
-            jobs.push(Job { file, shard_id, model_ref, shard_index, shard_count });
+            jobs.push(Job { file, shard_id, model_ref, shard_index, shard_count, approved: None });
         }
     }
     Ok(jobs)

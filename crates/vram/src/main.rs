@@ -1,6 +1,7 @@
 //! The `vram` program.
 #![forbid(unsafe_code)]
 
+mod approve;
 mod cli;
 mod commands;
 mod exit;

@@ -44,7 +44,7 @@ impl Out {
     /// A line of text for people; nothing where JSON was asked for.
     pub(crate) fn line(&self, text: impl Display) {
         if !self.json {
-            self.write(&format!("{text}\n"));
+            self.write(format!("{text}\n").as_bytes());
         }
     }
 
@@ -53,8 +53,13 @@ impl Out {
         if self.json {
             // Only a value that refuses to be serialized could fail here, and ours do not.
             let text = serde_json::to_string(object).unwrap_or_default();
-            self.write(&format!("{text}\n"));
+            self.write(format!("{text}\n").as_bytes());
         }
+    }
+
+    /// Text that is made for programs in any case, as it is.
+    pub(crate) fn verbatim(&self, text: &[u8]) {
+        self.write(text);
     }
 
     /// Something that deserves attention and stops nothing.
@@ -109,12 +114,12 @@ impl Out {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text }
     }
 
-    fn write(&self, text: &str) {
+    fn write(&self, text: &[u8]) {
         if self.closed.get() || self.broken.get().is_some() {
             return;
         }
         let mut stdout = io::stdout().lock();
-        if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        if let Err(error) = stdout.write_all(text).and_then(|()| stdout.flush()) {
             self.note(&error);
         }
     }

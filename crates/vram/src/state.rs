@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use vram_residency::actor::SubjectKey;
+use vram_residency::attest::AttestKey;
 use vram_residency::seal::{MAX_SECRET, MIN_SECRET};
 use zeroize::Zeroizing;
 
@@ -15,6 +16,7 @@ use crate::exit::Failure;
 
 const KEY_NAME: &str = "seal.key";
 const SUBJECT_KEY_NAME: &str = "subject.key";
+const ATTEST_KEY_NAME: &str = "attest.key";
 /// How a key is made by hand.
 pub(crate) const MAKE_KEY: &str = "head -c 32 /dev/urandom > FILE; chmod 600 FILE";
 
@@ -108,6 +110,26 @@ pub(crate) fn subject_key(make: bool) -> Result<SubjectKey, Failure> {
     SubjectKey::new(&secret).ok_or_else(refused)
 }
 
+/// Where the key of attestations is, and whether that is the default place.
+pub(crate) fn attest_key_path(named: Option<&Path>) -> Result<(PathBuf, bool), Failure> {
+    match named {
+        Some(file) => Ok((file.to_owned(), false)),
+        None => Ok((directory("--attest-key")?.join(ATTEST_KEY_NAME), true)),
+    }
+}
+
+/// The key that signs attestations: a file that nobody else can read.
+pub(crate) fn attest_key(path: &Path) -> Result<AttestKey, Failure> {
+    let retold = |message: &str| {
+        let message = message.replacen("the seal key", "the attestation key", 1);
+        Failure::new("key", message.replace(MAKE_KEY, "vram attest --keygen").replace("--key-file", "--attest-key"))
+    };
+    let file = open_key(path).map_err(|error| retold(&cannot(path, "opened", &error).message))?;
+    let text = read_secret(path, &file).map_err(|failure| retold(&failure.message))?;
+    let key = AttestKey::from_pem(std::str::from_utf8(&text).unwrap_or_default());
+    key.map_err(|error| Failure::new("key", format!("the attestation key {} is not usable: {error}", path.display())))
+}
+
 /// Opens a file that should be a key. Whatever it is instead, this does not wait for anybody.
 pub(crate) fn open_key(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -184,25 +206,28 @@ pub(crate) fn read_secret(path: &Path, mut file: &File) -> Result<Zeroizing<Vec<
     Ok(secret)
 }
 
-/// Makes the secret: complete and on disk under a name of its own first, then linked to its place. Of two first starts
-/// one wins, and both read what the winner made.
+/// Makes the secret. Of two first starts one wins, and both read what the winner made.
 fn make_secret(path: &Path) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut secret = Zeroizing::new([0; MIN_SECRET]);
-    let mut random = [0; 8];
     getrandom::fill(&mut *secret).map_err(io::Error::other)?;
+    match write_new(path, &*secret, 0o600) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Writes a file that is not there yet: complete and on disk under a name of its own first, then linked to its place.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let draft = directory.join(format!(".{name}.{:016x}", u64::from_le_bytes(random)));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    let linked =
-        file.write_all(&*secret).and_then(|()| file.sync_all()).and_then(|()| std::fs::hard_link(&draft, path));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
+    let linked = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::hard_link(&draft, path));
     let removed = std::fs::remove_file(&draft);
-    match linked {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        outcome => outcome?,
-    }
+    linked?;
     removed?;
     File::open(directory)?.sync_all()
 }

@@ -121,6 +121,8 @@ fn every_metric_of_the_library_is_there() {
         "vram_audit_queue_records",
         "vram_audit_records",
         "vram_seals_total",
+        "vram_attestations_total",
+        "vram_seal_sha256_bytes_total",
         "vram_seal_failures_total",
         "vram_verifications_total",
         "vram_verification_failures_total",

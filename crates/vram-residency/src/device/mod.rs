@@ -17,6 +17,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use crate::attest::statement::Driver;
 use crate::digest::BlockValue;
 
 pub mod conformance;
@@ -247,6 +248,13 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// How much it may hold and holds.
     fn capacity(&self) -> Capacity;
+
+    /// What drives it, as it reports itself. For main memory that is the kernel.
+    fn driver(&self) -> Driver {
+        let system = rustix::system::uname();
+        let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+        Driver { name: text(system.sysname()), version: text(system.release()), machine: text(system.machine()) }
+    }
 
     /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a
     /// 256-byte boundary, so that what follows a file's header can be aligned.

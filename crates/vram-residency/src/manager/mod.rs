@@ -1,10 +1,14 @@
 //! The front door: seal, verify, repair, release, list.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::approval::Remembered;
 use crate::audit::{AuditEvent, AuditTrail, Origin, Text, TrailError, TrailHealth};
 use crate::device::{Capacity, Device, DeviceInfo};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
 use crate::metrics::Metrics;
@@ -13,6 +17,7 @@ use crate::seal::{MAX_TEXT, SealKey};
 use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
+mod attest;
 mod handout;
 mod past;
 mod repair;
@@ -62,6 +67,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Metrics,
     residents: Mutex<Vec<Resident>>,
     past: Mutex<past::Past>,
+    sha256_bytes: AtomicU64,
     quarantined: OnceLock<Box<str>>,
     pub(crate) trail: AuditTrail,
 }
@@ -114,6 +120,7 @@ impl VramManager {
             device,
             residents: Mutex::default(),
             past: Mutex::default(),
+            sha256_bytes: AtomicU64::new(0),
             quarantined: OnceLock::new(),
             trail,
         };
@@ -171,6 +178,30 @@ impl VramManager {
     /// [`Error::Audit`] where the policy requires the record and it is not kept.
     pub fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Error> {
         self.worker.record(&AuditEvent::OperatorCommand { command, shard_id }).map(|_| ())
+    }
+
+    /// Records that a manifest approves nothing, or not what it should, before that is refused: on disk when this returns.
+    /// `manifest` is the digest of its bytes, where they could be read.
+    ///
+    /// # Errors
+    /// [`Error::Audit`] where the policy requires the record and it is not kept.
+    pub fn record_refused_approval(&self, manifest: Option<Digest>, reason: &str) -> Result<(), Error> {
+        self.worker.metrics.policy_violations.increment(1);
+        let (policy, action) = ("approval", "refused");
+        let event = AuditEvent::ApprovalRefused { policy, manifest, reason: Text(&reason), action };
+        self.worker.record(&event).map(|_| ())
+    }
+
+    /// Pairs of hashes that this worker computed for approvals before, and recorded in the log in `dir`.
+    #[must_use]
+    pub fn remembered(&self, dir: &Path) -> Remembered {
+        Remembered::read(dir, &self.worker.worker_id, &self.worker.key)
+    }
+
+    /// Bytes that this manager hashed with SHA-256 while they were loaded.
+    #[must_use]
+    pub fn sha256_bytes(&self) -> u64 {
+        self.worker.sha256_bytes.load(Ordering::Relaxed)
     }
 
     /// Where events go.

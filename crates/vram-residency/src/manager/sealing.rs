@@ -1,8 +1,11 @@
 //! Sealing: allocate, fill, protect, check, sign, record. In that order, and nothing half-done stays.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Recorded, VramManager, Worker, check_text};
+use crate::approval::Approval;
+use crate::attest::KeyId;
 use crate::audit::{AuditEvent, Text};
 use crate::device::{DeviceError, Fill, Region, StagedRegion};
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
@@ -31,6 +34,8 @@ pub struct SealRequest<'a> {
     pub shard_count: u32,
     /// What the publisher says the file's hash is.
     pub expect: Option<Expected>,
+    /// The manifest that approves the file, and what it says of it.
+    pub approval: Option<Approval<'a>>,
     /// Told of bytes that arrived.
     pub progress: Option<Progress<'a>>,
     /// Asked whether to stop; a file is then given up and nothing of it stays resident.
@@ -41,7 +46,16 @@ impl<'a> SealRequest<'a> {
     /// A request for the only shard of a model, with nothing expected.
     #[must_use]
     pub const fn new(shard_id: ShardId, model_ref: &'a str) -> Self {
-        Self { shard_id, model_ref, shard_index: 0, shard_count: 1, expect: None, progress: None, cancelled: None }
+        Self {
+            shard_id,
+            model_ref,
+            shard_index: 0,
+            shard_count: 1,
+            expect: None,
+            approval: None,
+            progress: None,
+            cancelled: None,
+        }
     }
 
     /// The same for one of several shards.
@@ -54,6 +68,19 @@ impl<'a> SealRequest<'a> {
     #[must_use]
     pub const fn expecting(self, expect: Expected) -> Self {
         Self { expect: Some(expect), ..self }
+    }
+
+    /// The same, for a file that a manifest approves. That is recorded, and refused where the bytes are others.
+    #[must_use]
+    pub const fn approved(self, approval: Approval<'a>) -> Self {
+        Self { approval: Some(approval), ..self }
+    }
+
+    /// What the bytes are compared with, and which rule that is.
+    fn comparisons(&self) -> impl Iterator<Item = (Expected, Violation)> {
+        let expect = self.expect.map(|expected| (expected, Violation::NotExpected));
+        let approval = self.approval.map(|approval| (approval.compared(), Violation::NotApproved));
+        expect.into_iter().chain(approval)
     }
 
     /// The same, told of progress.
@@ -113,10 +140,9 @@ impl VramManager {
     /// As [`VramManager::seal_model`]; also [`Error::Unexpected`] where the bytes are not those expected and
     /// [`Error::SourceChanged`] where header, length or modification time of the file changed meanwhile. Nothing stays resident then.
     pub fn seal_file(&self, file: &ModelFile, request: &SealRequest<'_>) -> Result<SealedShard, Error> {
-        let sha256 = match request.expect {
-            Some(Expected::Sha256(_)) => Some(OrderedSha256::default()),
-            Some(Expected::Blake3(_)) | None => None,
-        };
+        let mut comparisons = request.comparisons();
+        let is_needed = comparisons.any(|(expected, _)| matches!(expected, Expected::Sha256(_)));
+        let sha256 = is_needed.then(OrderedSha256::default);
         let loader = Loader {
             source: file.source(),
             progress: request.progress,
@@ -131,7 +157,11 @@ impl VramManager {
             file: Some(file),
             sha256: sha256.as_ref(),
         };
-        self.worker.seal(contents, request)
+        let sealed = self.worker.seal(contents, request);
+        let hashed = sha256.map_or(0, |sha256| sha256.bytes());
+        self.worker.sha256_bytes.fetch_add(hashed, Ordering::Relaxed);
+        self.worker.metrics.sha256_bytes.increment(hashed);
+        sealed
     }
 }
 
@@ -174,8 +204,11 @@ impl Worker {
         let verdict = self.policy.admit(self.device.info().kind, region.residency(), region.protection());
         self.admitted(verdict, request.shard_id)?;
 
+        let sha256 = known_sha256(request, &contents);
+        self.record_approval(request, &contents, digest, sha256)?;
         let part = Part { shard_id: request.shard_id, model_ref: Arc::from(request.model_ref), index, count };
-        let shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
+        let mut shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
+        shard.sha256 = sha256;
         self.device_is_trusted()?;
         let inner = Arc::new(shard);
         claim.keep(&inner);
@@ -254,17 +287,45 @@ impl Worker {
         digest: Digest,
         contents: &Contents<'_>,
     ) -> Result<(), Error> {
-        let (Some(expected), shard_id) = (request.expect, request.shard_id) else { return Ok(()) };
-        let actual = match contents.sha256 {
-            Some(sha256) => Expected::Sha256(sha256.finish()),
-            None => Expected::Blake3(digest),
-        };
-        if actual == expected {
-            return Ok(());
+        let shard_id = request.shard_id;
+        for (expected, violation) in request.comparisons() {
+            let actual = match (expected, contents.sha256) {
+                (Expected::Sha256(_), Some(sha256)) => Expected::Sha256(sha256.finish()),
+                _ => Expected::Blake3(digest),
+            };
+            if actual != expected {
+                let error = Error::Unexpected { shard_id: Box::new(shard_id), expected, actual };
+                self.violated(shard_id, violation, &error);
+                return Err(error);
+            }
         }
-        let error = Error::Unexpected { shard_id: Box::new(shard_id), expected, actual };
-        self.violated(shard_id, Violation::NotExpected, &error);
-        Err(error)
+        Ok(())
+    }
+
+    /// Records by which manifest bytes are approved that were just compared with it.
+    fn record_approval(
+        &self,
+        request: &SealRequest<'_>,
+        contents: &Contents<'_>,
+        digest: Digest,
+        sha256: Option<[u8; 32]>,
+    ) -> Result<(), Error> {
+        let Some(Approval { manifest, remembered, .. }) = request.approval else { return Ok(()) };
+        let pair = sha256.map(|sha256| KeyId(self.key.pair_tag(&sha256, &digest, contents.bytes)));
+        let sha256 = sha256.map(Expected::Sha256);
+        let signer = manifest.signer();
+        self.record(&AuditEvent::ShardApproved {
+            shard_id: &request.shard_id,
+            manifest: manifest.digest(),
+            form: manifest.form().as_str(),
+            signer: signer.as_ref().map(|signer| Text(signer)),
+            bytes: contents.bytes,
+            digest,
+            sha256: sha256.as_ref().map(|sha256| Text(sha256)),
+            pair: pair.as_ref().map(|pair| Text(pair)),
+            remembered: remembered.is_some(),
+        })
+        .map(|_| ())
     }
 
     /// Shows that the resident header is the one that the tensor table was read from, and that the file's length and
@@ -313,6 +374,15 @@ impl Worker {
             protection: statement.protection,
             seal: Text(&statement.record_hex(signature)),
         })
+    }
+}
+
+/// SHA-256 of the bytes, where it was computed just now or belongs to their digest as far as is remembered.
+fn known_sha256(request: &SealRequest<'_>, contents: &Contents<'_>) -> Option<[u8; 32]> {
+    match (contents.sha256, request.approval) {
+        (Some(sha256), _) => Some(sha256.finish()),
+        (None, Some(Approval { expected: Expected::Sha256(sha256), remembered: Some(_), .. })) => Some(sha256),
+        (None, _) => None,
     }
 }
 

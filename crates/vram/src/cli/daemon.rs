@@ -9,11 +9,13 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Deserializer};
 use vram_residency::ShardId;
+use vram_residency::approval::Algorithm;
 use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
 use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions};
+use crate::approve::Source;
 
 /// `vram serve`
 #[derive(Debug, Args)]
@@ -36,6 +38,23 @@ pub(crate) struct ServeOptions {
     #[arg(long)]
     #[serde(deserialize_with = "text")]
     pub(crate) format: Option<Format>,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) approval: Source,
+    /// The configuration file's `manifest`, `manifest_key` and `manifest_hash`: as the flags.
+    #[arg(skip)]
+    pub(crate) manifest: Option<PathBuf>,
+    #[arg(skip)]
+    pub(crate) manifest_key: Option<PathBuf>,
+    #[arg(skip)]
+    #[serde(deserialize_with = "text")]
+    pub(crate) manifest_hash: Option<Algorithm>,
+    /// Refuse to load or reseal what no manifest approves.
+    #[arg(long)]
+    pub(crate) require_approval: bool,
+    /// `[[models]]`: more files, each section with a manifest of its own; only the configuration file says it.
+    #[arg(skip)]
+    pub(crate) models: Vec<ModelSection>,
     /// Where HTTP is answered [default: 127.0.0.1:9810].
     #[arg(long, value_name = "ADDRESS")]
     #[serde(deserialize_with = "text")]
@@ -46,6 +65,9 @@ pub(crate) struct ServeOptions {
     /// File with the bearer token for HTTP requests that cost work, 32 to 1024 bytes. Without it they are refused.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// The key that signs attestations, as vram attest --keygen makes it [default: attest.key in the state directory].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) attest_key: Option<PathBuf>,
     /// What a failed check is answered by: fail-closed, repair, log or stop-worker [default: fail-closed].
     #[arg(long, value_name = "POLICY")]
     #[serde(deserialize_with = "text")]
@@ -114,9 +136,16 @@ impl ServeOptions {
         Self {
             files: if self.files.is_empty() { below.files } else { self.files },
             format: self.format.or(below.format),
+            approval: self.approval,
+            manifest: below.manifest,
+            manifest_key: below.manifest_key,
+            manifest_hash: below.manifest_hash,
+            require_approval: self.require_approval || below.require_approval,
+            models: below.models,
             listen: self.listen.or(below.listen),
             socket: self.socket.or(below.socket),
             token_file: self.token_file.or(below.token_file),
+            attest_key: self.attest_key.or(below.attest_key),
             on_failure: self.on_failure.or(below.on_failure),
             period: self.period.or(below.period),
             budget: self.budget.or(below.budget),
@@ -138,6 +167,17 @@ impl ServeOptions {
             attach: below.attach,
         }
     }
+}
+
+/// `[[models]]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ModelSection {
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) manifest: Option<PathBuf>,
+    pub(crate) manifest_key: Option<PathBuf>,
+    #[serde(deserialize_with = "text")]
+    pub(crate) manifest_hash: Option<Algorithm>,
 }
 
 /// A value that the configuration file has as text, in the form that the flag takes.
@@ -184,6 +224,8 @@ pub(crate) enum Control {
         /// Read the files as this format: safetensors, gguf or raw.
         #[arg(long)]
         format: Option<Format>,
+        #[command(flatten)]
+        approval: Source,
         #[command(flatten)]
         socket: Socket,
     },

@@ -10,6 +10,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
+use vram_residency::approval::Algorithm;
+
 use super::table;
 use crate::cli::{Control, Socket};
 use crate::exit::{Exit, Failure};
@@ -42,9 +44,15 @@ pub(super) fn run(control: &Control, out: &Out) -> Result<(), Failure> {
             }
         }
         Control::Verify { shard, socket } => verify(&Daemon::new(socket)?, shard.map(|shard| shard.to_string()), out),
-        Control::Load { files, format, socket } => {
+        Control::Load { files, format, approval, socket } => {
             let files = files.iter().map(|file| absolute(file)).collect::<Result<Vec<_>, _>>()?;
-            let body = json!({ "files": files, "format": format.map(|format| format.name()) });
+            let body = json!({
+                "files": files,
+                "format": format.map(|format| format.name()),
+                "manifest": approval.manifest.as_deref().map(absolute).transpose()?,
+                "manifest_key": approval.manifest_key.as_deref().map(absolute).transpose()?,
+                "manifest_hash": approval.manifest_hash.map(Algorithm::as_str),
+            });
             let answer = Daemon::new(socket)?.ask(Method::POST, "/v1/shards", Some(&body))?;
             out.object(&answer);
             for shard in answer.as_array().into_iter().flatten() {
@@ -178,13 +186,13 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// A running daemon.
-struct Daemon {
+pub(super) struct Daemon {
     socket: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Daemon {
-    fn new(socket: &Socket) -> Result<Self, Failure> {
+    pub(super) fn new(socket: &Socket) -> Result<Self, Failure> {
         let socket = match &socket.socket {
             Some(path) => path.clone(),
             None => serve::default_path()?,
@@ -196,6 +204,12 @@ impl Daemon {
 
     /// Asks, and returns what is answered.
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let answer = self.ask_bytes(method, path, body)?;
+        serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))
+    }
+
+    /// The same, byte for byte.
+    pub(super) fn ask_bytes(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Bytes, Failure> {
         let text = body.map(|body| serde_json::to_vec(body).unwrap_or_default());
         // Looking is quick; what is to be done may take as long as it takes.
         let limit = if method == Method::GET { LOOK_TIME } else { WORK_TIME };
@@ -203,10 +217,10 @@ impl Daemon {
             let answer = tokio::time::timeout(limit, self.send(method, path, text)).await;
             answer.unwrap_or_else(|_| Err(self.silent(limit)))
         })?;
-        let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
         if status.is_success() {
-            return Ok(value);
+            return Ok(answer);
         }
+        let value: Value = serde_json::from_slice(&answer).map_err(|_| self.odd("something that is no JSON"))?;
         let said = |name: &str| value.get("error").and_then(|error| error.get(name)).and_then(Value::as_str);
         let message = said("message").ok_or_else(|| self.odd(status.as_str()))?.to_owned();
         let integrity = value.get("integrity").and_then(Value::as_bool).unwrap_or(false);

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod attest;
 pub(crate) mod audit;
 mod bench;
 mod control;
@@ -19,6 +20,7 @@ pub(crate) fn run(cli: &Cli, out: &Out) -> Result<(), Failure> {
         Command::Seal(seal) => seal::run(seal, &cli.global, out),
         Command::Serve(serve) => crate::serve::run(serve, &cli.global, out),
         Command::Control(control) => control::run(control, out),
+        Command::Attest(attest) => attest::run(attest, out),
         Command::Audit(audit) => audit::run(audit, &cli.global, out),
         Command::Doctor(doctor) => doctor::run(doctor, &cli.global, out),
         Command::Bench(bench) => bench::run(bench, &cli.global, out),

@@ -8,6 +8,7 @@ use vram_residency::device::{DeviceInfo, HugePages, Protection, Residency};
 use vram_residency::digest::Digest;
 use vram_residency::{SealedShard, ShardId, ShardState, VramManager};
 
+use crate::approve::{self, ApprovalView};
 use crate::cli::{Global, Seal};
 use crate::exit::Failure;
 use crate::jobs::{self, Job, Rules, check_room, choose_device, count, progress_bar};
@@ -40,6 +41,8 @@ struct ShardReport {
     verified: bool,
     state: ShardState,
     expected: Option<String>,
+    /// By which manifest, where one was given.
+    approval: Option<ApprovalView>,
     seal_seconds: f64,
     seal_gb_per_s: f64,
     verify_seconds: f64,
@@ -51,10 +54,11 @@ struct ShardReport {
 /// Seals what the arguments name.
 pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure> {
     let note = choose_device(seal.device)?;
-    let jobs = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[])?;
+    let planned = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[]);
+    let (mut jobs, unreadable) = approve::readable(planned, &seal.files, &seal.approval)?;
     for (flag, given) in [("--expect", seal.expect.is_some()), ("--shard-id", seal.shard_id.is_some())] {
         let files = jobs.len();
-        if given && files != 1 {
+        if given && files != 1 && unreadable.is_none() {
             let message = format!("{flag} is about one file and {files} were named; seal them one by one");
             return Err(Failure::usage(message));
         }
@@ -75,9 +79,11 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         out.line(out.styled(Style::Dim, note));
     }
 
+    let approved = approve::refuse_unreadable(&manager, unreadable);
+    let approved = approved.and_then(|()| approve(&manager, seal, &trail, &mut jobs, out));
     let (device, worker_id) = (manager.device(), manager.worker_id().to_string());
     let progress = progress_bar(&jobs, out);
-    let sealed = seal_all(&manager, &jobs, seal, &progress, out);
+    let sealed = approved.and_then(|()| seal_all(&manager, &jobs, seal, &progress, out));
     progress.finish_and_clear();
     // Whatever happened, the shards are released and the record of everything is on disk before anything is said.
     drop(manager);
@@ -106,6 +112,17 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
     Ok(())
 }
 
+/// Holds what was given against the manifest, if there is one, before the first byte becomes resident.
+fn approve(manager: &VramManager, seal: &Seal, trail: &Trail, jobs: &mut [Job], out: &Out) -> Result<(), Failure> {
+    if let Some(approver) = seal.approval.open(manager, &trail.dir)? {
+        let unused = approver.approve(&seal.files, jobs, manager)?;
+        if let Some(told) = approve::told(&unused) {
+            out.line(out.styled(Style::Dim, told));
+        }
+    }
+    Ok(())
+}
+
 fn seal_all(
     manager: &VramManager,
     jobs: &[Job],
@@ -123,10 +140,12 @@ fn seal_all(
         if let Some(expect) = seal.expect {
             request = request.expecting(expect);
         }
+        let hashed = manager.sha256_bytes();
         let shard = manager.seal_file(&job.file, &request)?;
         let sealing = started.elapsed();
+        let hashed = manager.sha256_bytes().saturating_sub(hashed);
         let verified = manager.verify_sealed(&shard)?;
-        let report = describe(job, &shard, seal, sealing, verified.duration);
+        let report = describe(job, &shard, seal, hashed, sealing, verified.duration);
         progress.suspend(|| show(&report, sealing, verified.duration, out));
         reports.push(report);
         resident.push(shard);
@@ -134,7 +153,14 @@ fn seal_all(
     Ok(reports)
 }
 
-fn describe(job: &Job, shard: &SealedShard, seal: &Seal, sealing: Duration, verifying: Duration) -> ShardReport {
+fn describe(
+    job: &Job,
+    shard: &SealedShard,
+    seal: &Seal,
+    sha256_bytes: u64,
+    sealing: Duration,
+    verifying: Duration,
+) -> ShardReport {
     ShardReport {
         shard_id: *shard.shard_id(),
         path: job.file.path().to_string_lossy().into_owned(),
@@ -152,6 +178,7 @@ fn describe(job: &Job, shard: &SealedShard, seal: &Seal, sealing: Duration, veri
         verified: true,
         state: shard.state(),
         expected: seal.expect.map(|expected| expected.to_string()),
+        approval: job.approved.as_ref().map(|approved| approved.view(sha256_bytes)),
         seal_seconds: sealing.as_secs_f64(),
         seal_gb_per_s: gb_per_s(shard.bytes(), sealing),
         verify_seconds: verifying.as_secs_f64(),
@@ -173,6 +200,18 @@ fn show(report: &ShardReport, sealing: Duration, verifying: Duration, out: &Out)
     out.line(format_args!("  digest      {}", report.digest));
     if let Some(expected) = &report.expected {
         out.line(format_args!("  expected    {expected}: as expected"));
+    }
+    if let Some(approval) = &report.approval {
+        let by = match &approval.signer {
+            Some(key) => format!("{} signed by the key {key}", approval.form),
+            None => format!("{} {}", approval.form, approval.manifest),
+        };
+        let how = match (approval.sha256_bytes, approval.remembered) {
+            (0, true) => "; its SHA-256 was approved before, so none was computed",
+            (0, false) => "",
+            _ => "; SHA-256 computed while it was loaded",
+        };
+        out.line(format_args!("  approved    {} by the {by}{how}", approval.approved));
     }
     out.line(format_args!("  memory      {}, {}", report.residency, report.protection));
     out.line(format_args!(

@@ -13,6 +13,7 @@ use vram_residency::scrub::{Budget, ScrubOptions};
 use super::evidence::Plan;
 use super::handout::Rules as Handouts;
 use super::socket;
+use crate::approve::Source;
 use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
 use crate::exit::Failure;
 use crate::jobs::Rules;
@@ -26,11 +27,14 @@ const LARGEST: u64 = 1 << 20;
 /// Everything decided.
 #[derive(Debug)]
 pub(super) struct Settings {
-    pub(super) files: Vec<PathBuf>,
+    /// The files, in groups that have a manifest each, or none.
+    pub(super) models: Vec<Models>,
+    pub(super) require_approval: bool,
     pub(super) format: Option<Format>,
     pub(super) listen: SocketAddr,
     pub(super) socket: PathBuf,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) attest_key: Option<PathBuf>,
     pub(super) on_failure: OnFailure,
     pub(super) period: Duration,
     pub(super) budget: Budget,
@@ -44,6 +48,48 @@ pub(super) struct Settings {
     pub(super) evidence: Plan,
     pub(super) attach: Handouts,
     pub(super) global: Global,
+}
+
+/// Files and what approves them.
+#[derive(Debug)]
+pub(super) struct Models {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) source: Source,
+}
+
+impl Models {
+    fn of(options: &ServeOptions) -> Result<Vec<Self>, Failure> {
+        let mut source = options.approval.clone();
+        if source.manifest.is_none() {
+            source = Source {
+                manifest: options.manifest.clone(),
+                manifest_key: options.manifest_key.clone(),
+                manifest_hash: options.manifest_hash,
+            };
+        }
+        let first = Self { files: options.files.clone(), source };
+        let sections = options.models.iter().map(|section| Self {
+            files: section.files.clone(),
+            source: Source {
+                manifest: section.manifest.clone(),
+                manifest_key: section.manifest_key.clone(),
+                manifest_hash: section.manifest_hash,
+            },
+        });
+        let all: Vec<Self> = std::iter::once(first).chain(sections).collect();
+        for Self { files, source } in &all {
+            let wrong = match (&source.manifest, &source.manifest_key, files.is_empty()) {
+                (None, Some(_), _) => "manifest_key is given without a manifest: name that too",
+                (Some(_), _, true) => "a manifest is given without files: name the files or the directory too",
+                (None, _, false) if options.require_approval => {
+                    "require_approval is set and files are named without a manifest: name one with --manifest"
+                }
+                _ => continue,
+            };
+            return Err(Failure::usage(wrong));
+        }
+        Ok(all)
+    }
 }
 
 impl Settings {
@@ -61,6 +107,7 @@ impl Settings {
         };
         let chosen = flags.over(file);
         let defaults = ScrubOptions::default();
+        let models = Models::of(&chosen)?;
         let evidence = Plan::of(&chosen.audit)?;
         let global = Global {
             audit_key: global.audit_key.clone().or(chosen.audit.key),
@@ -73,11 +120,13 @@ impl Settings {
         let socket = chosen.socket.map_or_else(socket::default_path, Ok)?;
         let attach = Handouts::of(&chosen.attach, &socket)?;
         Ok(Self {
-            files: chosen.files,
+            models,
+            require_approval: chosen.require_approval,
             format: chosen.format,
             listen: chosen.listen.map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), |listen| listen.0),
             socket,
             token_file: chosen.token_file,
+            attest_key: chosen.attest_key,
             on_failure: chosen.on_failure.unwrap_or_default(),
             period: chosen.period.map_or(defaults.period, |period| period.0),
             budget: chosen.budget.unwrap_or(defaults.budget),

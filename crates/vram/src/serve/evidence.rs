@@ -10,6 +10,7 @@ use audit_replication::{
     StoreOptions, Witness, WitnessOptions, WitnessStatus,
 };
 use metrics::Unit;
+use vram_residency::attest::statement::CheckpointFacts;
 use vram_residency::metrics as names;
 
 use super::report::{ElsewhereView, EvidenceView, ProbeView};
@@ -20,6 +21,8 @@ use crate::jobs::count;
 use crate::output::{Out, printable, rfc3339};
 use crate::session::{Cosigners, Trail};
 
+/// How long an attestation waits for a checkpoint that covers its verifications.
+const CHECKPOINT: Duration = Duration::from_secs(2);
 /// How long the end of the daemon waits for stores and witnesses.
 const FINISH: Duration = Duration::from_secs(5);
 /// How long a pruning is waited for; it goes on by itself.
@@ -103,6 +106,15 @@ pub(crate) struct Evidence {
 }
 
 impl Evidence {
+    /// The newest checkpoint, once it covers so many records or after a while. None where nothing was signed yet.
+    pub(super) fn checkpoint(&self, records: u64) -> Option<CheckpointFacts> {
+        self.publisher.publish_now();
+        let _ = self.publisher.wait_beyond(records.saturating_sub(1), CHECKPOINT);
+        let status = self.publisher.status();
+        let (origin, size, root) = (status.origin, status.signed_size, status.signed_root.0);
+        (size > 0).then_some(CheckpointFacts { origin, size, root })
+    }
+
     /// Starts the copies. None where the log is not signed, which is an error where it should leave the machine.
     pub(super) fn start(plan: &Plan, trail: &Trail, out: &Out) -> Result<Option<Self>, Failure> {
         let (Some(publisher), Some(log)) = (&trail.publisher, trail.trail.log()) else {

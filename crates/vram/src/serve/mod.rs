@@ -7,6 +7,7 @@
 //!                    └──────── main loop: signals, watchdog, what to tell people ────────▶ shutdown
 //! ```
 
+mod attest;
 mod auth;
 mod blocks;
 mod config;
@@ -41,12 +42,13 @@ use tokio::sync::watch;
 use vram_residency::actor::SubjectKey;
 use vram_residency::device::HugePages;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
-use vram_residency::{Policy, ServiceEvent, ShardId, ShardState};
+use vram_residency::{Policy, ServiceEvent, ShardId, ShardState, VramManager};
 
 use self::config::Settings;
 use self::evidence::Evidence;
 use self::handout::{Door, Handout};
 use self::registry::Registry;
+use crate::approve;
 use crate::cli::{Global, Serve};
 use crate::exit::Failure;
 use crate::jobs::{self, check_room, choose_device, count, progress_bar};
@@ -79,7 +81,8 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     let note = choose_device(settings.device)?;
-    let jobs = jobs::plan(&settings.files, settings.format, None, None, &[])?;
+    let Planned { mut jobs, parts, unreadable } = plan(&settings)?;
+    let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
     let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
     let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -129,6 +132,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     if let Some(note) = note {
         out.line(out.styled(Style::Dim, note));
     }
+    let approved = approve::refuse_unreadable(&manager, unreadable);
+    let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, &manager, &trail, out));
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
     let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, subject_key, events.recent()));
@@ -136,7 +141,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     if let Some(evidence) = evidence {
         registry.sign(evidence, &settings.evidence)?;
     }
-    let loaded = load_all(&registry, jobs, &asked, out);
+    let loaded = approved.and_then(|()| load_all(&registry, jobs, &asked, out));
     let stopped = *asked.borrow();
     if loaded.is_err() || stopped.is_some() {
         let why = stopped.unwrap_or("a model could not be loaded");
@@ -152,6 +157,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         events: events.clone(),
         exporter: exporter.clone(),
         token: token.map(Arc::new),
+        attest_key,
         local: listen.ip().is_loopback(),
     };
     let (end, ended) = watch::channel(false);
@@ -192,6 +198,52 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
             Err(Failure::integrity("stop-worker", format!("the policy stopped the worker: {reason}")))
         }
     }
+}
+
+/// What is to be loaded.
+#[derive(Default)]
+struct Planned {
+    jobs: Vec<jobs::Job>,
+    /// How many of them each group of files makes.
+    parts: Vec<usize>,
+    /// A file with a manifest that is no model.
+    unreadable: Option<Failure>,
+}
+
+fn plan(settings: &Settings) -> Result<Planned, Failure> {
+    let mut planned = Planned::default();
+    for models in &settings.models {
+        let taken: Vec<ShardId> = planned.jobs.iter().map(|job| job.shard_id).collect();
+        let more = jobs::plan(&models.files, settings.format, None, None, &taken);
+        let (more, unreadable) = approve::readable(more, &models.files, &models.source)?;
+        planned.parts.push(more.len());
+        planned.jobs.extend(more);
+        planned.unreadable = planned.unreadable.or(unreadable);
+    }
+    Ok(planned)
+}
+
+/// Holds each group of files against its manifest, where it has one, before the first byte becomes resident.
+fn approve(
+    models: &[config::Models],
+    parts: &[usize],
+    jobs: &mut [jobs::Job],
+    manager: &VramManager,
+    trail: &Trail,
+    out: &Out,
+) -> Result<(), Failure> {
+    let mut rest = jobs;
+    for (models, part) in models.iter().zip(parts) {
+        let (jobs, others) = rest.split_at_mut_checked(*part).unwrap_or_default();
+        rest = others;
+        if let Some(approver) = models.source.open(manager, &trail.dir)? {
+            let unused = approver.approve(&models.files, jobs, manager)?;
+            if let Some(told) = approve::told(&unused) {
+                out.line(out.styled(Style::Dim, told));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Ends everything in order, and records it.

@@ -1,35 +1,32 @@
 //! The shards that the daemon holds, and what can be done with them. Everything here may block; nothing here is HTTP.
 
 mod lending;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
-use axum::body::Bytes;
 use vram_residency::actor::{Acting, SubjectKey};
-use vram_residency::audit::TrailHealth;
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
-use vram_residency::scrub::{ScrubStatus, Scrubber};
+use vram_residency::scrub::Scrubber;
 use vram_residency::{
     Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager,
 };
 
-use super::blocks::{self, Maps};
+use super::blocks::Maps;
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
 use super::handout::Leases;
 use super::recent::Recent;
-use super::report::{
-    AuditView, BlockView, DeviceView, Drilled, Health, Released, ShardView, StatusView, UnsealedView, now_ns,
-};
+use super::report::{Drilled, Released, ShardView, UnsealedView};
 use super::retention::Retention;
 use super::since::Since;
+use crate::approve::{self, Approved, Source};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
-use crate::output::rfc3339;
 use crate::session::Trail;
 
 /// One shard's place.
@@ -37,6 +34,8 @@ struct Place {
     held: Held,
     path: PathBuf,
     format: Format,
+    /// What a manifest says of it, where one does.
+    approved: Option<Approved>,
 }
 
 enum Held {
@@ -61,6 +60,7 @@ pub(crate) struct Registry {
     /// Without it nothing is recorded of who gives an order.
     subject_key: Option<SubjectKey>,
     allow_drill: bool,
+    require_approval: bool,
     period: Duration,
     /// Bytes verified in a second, as last seen.
     speed: Mutex<f64>,
@@ -89,6 +89,7 @@ impl Registry {
             evidence: OnceLock::new(),
             subject_key,
             allow_drill: settings.allow_drill,
+            require_approval: settings.require_approval,
             period: settings.period,
             speed: Mutex::new(0.0),
             recent,
@@ -112,14 +113,28 @@ impl Registry {
         let shard = self.manager.seal_file(&job.file, &request)?;
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(&verified);
-        Ok(self.keep(shard, &job.file))
+        Ok(self.keep(shard, &job.file, job.approved))
     }
 
     /// Loads what files hold.
-    pub(super) fn load_files(&self, files: &[PathBuf], format: Option<Format>) -> Result<Vec<ShardView>, Failure> {
+    pub(super) fn load_files(
+        &self,
+        files: &[PathBuf],
+        format: Option<Format>,
+        source: &Source,
+    ) -> Result<Vec<ShardView>, Failure> {
         let _changing = lock(&self.changing);
-        let taken: Vec<ShardId> = lock(&self.places).keys().copied().collect();
-        let jobs = jobs::plan(files, format, None, None, &taken)?;
+        let planned = jobs::plan(files, format, None, None, &self.ids());
+        let (mut jobs, unreadable) = approve::readable(planned, files, source)?;
+        approve::refuse_unreadable(&self.manager, unreadable)?;
+        match source.open(&self.manager, &self.audit_dir)? {
+            Some(approver) => drop(approver.approve(files, &mut jobs, &self.manager)?),
+            None if self.require_approval => {
+                let message = "this daemon loads only what a manifest approves; name it with --manifest";
+                return Err(Failure::new("forbidden", message));
+            }
+            None => {}
+        }
         let mut loaded = Vec::new();
         for job in jobs {
             let shard_id = job.shard_id;
@@ -137,10 +152,10 @@ impl Registry {
         Ok(loaded)
     }
 
-    fn keep(&self, shard: SealedShard, file: &ModelFile) -> ShardView {
+    fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>) -> ShardView {
         self.scrubber.watch(&shard, Some(file.shared_source()));
         let view = self.view(&shard);
-        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format() };
+        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format(), approved };
         lock(&self.places).insert(view.shard_id, place);
         view
     }
@@ -192,21 +207,26 @@ impl Registry {
 
     pub(super) fn reseal(&self, shard_id: &ShardId, file: Option<&Path>) -> Result<ShardView, Failure> {
         let _changing = lock(&self.changing);
-        let (path, format) = {
+        let (path, format, approved) = {
             let places = lock(&self.places);
             let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
             if !matches!(place.held, Held::Unsealed(_)) {
                 return Err(Failure::new("shard", format!("'{shard_id}' is sealed; unseal it first, with a reason")));
             }
-            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format)
+            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format, place.approved.clone())
         };
         // Read before anything is given up.
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
         let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
         let model_ref = jobs::name_of(&path);
-        match unsealed.reseal_file(&file, &SealRequest::new(*shard_id, &model_ref)) {
+        let mut request = SealRequest::new(*shard_id, &model_ref);
+        // What was approved was these bytes: others take a release, and a load with a manifest of their own.
+        if let Some(approved) = &approved {
+            request = request.approved(approved.approval());
+        }
+        match unsealed.reseal_file(&file, &request) {
             Ok(shard) => {
-                let view = self.keep(shard.clone(), &file);
+                let view = self.keep(shard.clone(), &file, approved.clone());
                 self.manager.verify_sealed(&shard)?;
                 Ok(ShardView { state: shard.state(), ..view })
             }
@@ -222,12 +242,35 @@ impl Registry {
     /// Verifies a whole shard, one at a time; the policy acts where that fails.
     pub(super) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
         let shard = self.sealed(shard_id)?;
-        let Ok(_turn) = self.verifying.try_lock() else {
-            return Err(Failure::new("busy", "another verification runs; ask again when it is through"));
-        };
-        let verified = self.scrubber.verify_now(&shard)?;
-        self.note_speed(&verified);
+        let _turn = self.begin_verifying()?;
+        self.verify_shard(&shard)?;
         Ok(self.view(&shard))
+    }
+
+    /// Nobody else verifies until this is dropped.
+    pub(super) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+        match self.verifying.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
+            }
+        }
+    }
+
+    pub(super) fn verify_shard(&self, shard: &SealedShard) -> Result<Verified, Failure> {
+        let verified = self.scrubber.verify_now(shard)?;
+        self.note_speed(&verified);
+        Ok(verified)
+    }
+
+    /// The names of everything that is held, sealed or not.
+    pub(super) fn ids(&self) -> Vec<ShardId> {
+        lock(&self.places).keys().copied().collect()
+    }
+
+    pub(super) fn manager(&self) -> &VramManager {
+        &self.manager
     }
 
     pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {
@@ -263,115 +306,6 @@ impl Registry {
         Ok(Drilled { shard_id: *shard_id, byte, bit, block: byte / BLOCK_BYTES })
     }
 
-    pub(super) fn shard(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
-        Ok(self.view(&self.sealed(shard_id)?))
-    }
-
-    /// The map of a shard's blocks in JSON.
-    pub(super) fn blocks(&self, shard_id: &ShardId) -> Result<Bytes, Failure> {
-        self.maps.get(&self.sealed(shard_id)?, &self.recent, self.period)
-    }
-
-    pub(super) fn block(&self, shard_id: &ShardId, block: u64) -> Result<BlockView, Failure> {
-        blocks::block(&self.sealed(shard_id)?, block, &self.recent)
-    }
-
-    /// Where the audit log is published, if it is.
-    pub(super) fn published(&self) -> PathBuf {
-        // Without a key now, it may have had one before.
-        self.evidence().map_or_else(|| self.audit_dir.join("tlog"), |evidence| evidence.dir().to_owned())
-    }
-
-    pub(super) fn status(&self) -> StatusView {
-        let (mut shards, mut unsealed) = (Vec::new(), Vec::new());
-        for (shard_id, place) in &*lock(&self.places) {
-            match &place.held {
-                Held::Sealed(shard) => shards.push(self.view(shard)),
-                Held::Unsealed(without) => unsealed.push(unsealed_view(without)),
-                Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
-            }
-        }
-        let health = self.readiness();
-        let now = now_ns();
-        self.since.keep(|shard_id| shards.iter().any(|shard| shard.shard_id == *shard_id));
-        let capacity = self.manager.capacity();
-        StatusView {
-            version: env!("CARGO_PKG_VERSION"),
-            worker_id: self.manager.worker_id().to_string(),
-            time: rfc3339(now),
-            ready: health.ok,
-            ready_since: rfc3339(self.since.readiness(health.ok, now)),
-            not_ready: health.reasons,
-            on_failure: self.manager.policy().on_failure.as_str(),
-            device: DeviceView {
-                info: self.manager.device(),
-                total_bytes: capacity.total_bytes,
-                used_bytes: capacity.used_bytes,
-                available_bytes: capacity.available_bytes(),
-                quarantined: self.manager.device_quarantined().map(str::to_owned),
-            },
-            scrub: self.scrubber.status(),
-            audit: self.audit(),
-            handout: self.leases.view(),
-            shards,
-            unsealed,
-        }
-    }
-
-    /// Whether every shard is fresh: sealed or verified, on record, and every block checked within two periods.
-    pub(super) fn readiness(&self) -> Health {
-        let places = lock(&self.places);
-        let mut reasons: Vec<String> = Vec::new();
-        if places.is_empty() {
-            reasons.push("no shard is resident".to_owned());
-        }
-        for (shard_id, place) in &*places {
-            match &place.held {
-                Held::Sealed(shard) => {
-                    if let Err(error) = shard.ensure_fresh(self.period.saturating_mul(2)) {
-                        reasons.push(format!("{shard_id}: {error}"));
-                    }
-                }
-                Held::Unsealed(_) | Held::Busy => reasons.push(format!("{shard_id}: it is not sealed")),
-            }
-        }
-        drop(places);
-        if let TrailHealth::Failing(reason) = self.manager.trail().health() {
-            reasons.push(format!("nothing is recorded: {reason}"));
-        }
-        if let Some(reason) = self.manager.device_quarantined() {
-            reasons.push(format!("the device is quarantined: {reason}"));
-        }
-        Health { ok: reasons.is_empty(), reasons }
-    }
-
-    /// Whether the daemon itself works.
-    pub(super) fn liveness(&self) -> Health {
-        let mut reasons = Vec::new();
-        if !self.is_watched() {
-            reasons.push("the continuous check does not move; restart the daemon".to_owned());
-        }
-        Health { ok: reasons.is_empty(), reasons }
-    }
-
-    pub(super) fn is_watched(&self) -> bool {
-        self.scrubber.is_alive()
-    }
-
-    pub(super) fn scrub_status(&self) -> ScrubStatus {
-        self.scrubber.status()
-    }
-
-    pub(super) fn sealed_bytes(&self) -> u64 {
-        let bytes = |place: &Place| if let Held::Sealed(shard) = &place.held { shard.bytes() } else { 0 };
-        lock(&self.places).values().map(bytes).fold(0, u64::saturating_add)
-    }
-
-    /// What one thread hashes in a second, about; 0 while nothing was measured.
-    pub(super) fn hash_speed(&self) -> f64 {
-        *lock(&self.speed)
-    }
-
     /// Ends the watch, releases every shard, and records that.
     pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
         self.scrubber.stop();
@@ -379,29 +313,6 @@ impl Registry {
         Ok(self.manager.record_service(ServiceEvent::Stopped { reason })?)
     }
 
-    fn audit(&self) -> AuditView {
-        let trail = self.manager.trail();
-        let (health, reason) = match trail.health() {
-            TrailHealth::Good => ("good", None),
-            TrailHealth::Failing(reason) => ("failing", Some(reason)),
-            _ => ("off", None),
-        };
-        let log = trail.log_status();
-        let figure = |read: fn(&audit_logging::Status) -> u64| log.as_ref().map_or(0, read);
-        AuditView {
-            dir: self.audit_dir.clone(),
-            health,
-            reason,
-            records: figure(|log| log.records),
-            queued: figure(|log| log.queued),
-            lost: trail.lost_records(),
-            late: figure(|log| log.late),
-            last_record_at: self.recent.last_at(),
-            evidence: self.evidence().map(|evidence| evidence.view()),
-        }
-    }
-
-    /// Brings the metrics of what is signed up to date.
     /// From now on the log is signed.
     pub(super) fn sign(&self, evidence: Evidence, plan: &Plan) -> Result<(), Failure> {
         let evidence = Arc::new(evidence);
@@ -416,35 +327,24 @@ impl Registry {
         self.evidence.get().map(|(evidence, _)| &**evidence)
     }
 
+    /// Brings the metrics of what is signed up to date.
     pub(super) fn show_evidence(&self) {
         if let Some(evidence) = self.evidence() {
             evidence.show();
         }
     }
 
-    fn view(&self, shard: &SealedShard) -> ShardView {
-        let scrub = self.scrubber.shard_status(shard);
-        let state = shard.state();
-        ShardView {
-            shard_id: *shard.shard_id(),
-            model_ref: shard.model_ref().to_owned(),
-            shard_index: shard.shard_index(),
-            shard_count: shard.shard_count(),
-            bytes: shard.bytes(),
-            digest: shard.digest(),
-            tensors: shard.table().len(),
-            state,
-            state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
-            residency: shard.residency(),
-            protection: shard.protection(),
-            sealed_at: rfc3339(shard.sealed_at_ns()),
-            last_verified_at: rfc3339(shard.last_verified_ns()),
-            oldest_age_seconds: shard.oldest_age().as_secs_f64(),
-            passes: scrub.as_ref().map_or(0, |scrub| scrub.passes),
-            faults: scrub.as_ref().map_or(0, |scrub| scrub.faults),
-            repairs: scrub.as_ref().map_or(0, |scrub| scrub.repairs),
-            has_source: scrub.is_some_and(|scrub| scrub.has_source),
-            last_fault: shard.last_fault(),
+    /// A shard of which something is to be attested, and the path of its file. One that is not sealed is as bad as a
+    /// damaged one here.
+    pub(super) fn sealed_with_path(&self, shard_id: &ShardId) -> Result<(SealedShard, PathBuf), Failure> {
+        let places = lock(&self.places);
+        let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
+        match &place.held {
+            Held::Sealed(shard) => Ok((shard.clone(), place.path.clone())),
+            Held::Unsealed(_) | Held::Busy => Err(Failure::integrity(
+                "not-attested",
+                format!("'{shard_id}' is not sealed and nothing is attested of it; reseal it or release it"),
+            )),
         }
     }
 

@@ -288,6 +288,12 @@ pub(crate) struct LoadRequest {
     pub(crate) files: Vec<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) manifest: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) manifest_key: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) manifest_hash: Option<String>,
 }
 
 /// `POST /v1/shards/{id}/unseal` on the control socket.

@@ -16,14 +16,17 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vram_residency::ShardId;
+use vram_residency::approval::Algorithm;
 use vram_residency::model::Format;
 
+use super::attest::{AttestBody, KeyFile};
 use super::auth::Token;
 use super::events::Events;
 use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ReleaseRequest, ResealRequest, UnsealRequest};
 use super::{openapi, page, published, telemetry};
+use crate::approve::Source;
 use crate::exit::{Exit, Failure};
 
 /// Largest body that is read.
@@ -36,6 +39,7 @@ pub(super) struct Shared {
     pub(super) events: Events,
     pub(super) exporter: PrometheusHandle,
     pub(super) token: Option<Arc<Token>>,
+    pub(super) attest_key: KeyFile,
     /// Whether the port can only be reached from this machine.
     pub(super) local: bool,
 }
@@ -46,6 +50,7 @@ type Answer<T> = Result<Json<T>, Refusal>;
 pub(super) fn public(shared: Shared) -> Router {
     let guarded = Router::new()
         .route("/v1/shards/{id}/verify", post(verify))
+        .route("/v1/attest", post(attest))
         .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
     let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
     let show = page::routes().route("/audit/{*file}", get(published_file));
@@ -55,6 +60,7 @@ pub(super) fn public(shared: Shared) -> Router {
 /// For who may open the control socket: everything.
 pub(super) fn control(shared: Shared) -> Router {
     let act = Router::new()
+        .route("/v1/attest", post(attest))
         .route("/v1/shards", post(load))
         .route("/v1/shards/{id}", axum::routing::delete(release))
         .route("/v1/shards/{id}/verify", post(verify))
@@ -207,6 +213,21 @@ async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Seriali
     work(move || shared.registry.verify(&id)).await
 }
 
+/// Every byte of the answer is signed for, or part of what is checked: it is sent as it was made.
+async fn attest(
+    State(shared): State<Shared>,
+    peer: Option<Extension<Peer>>,
+    body: Result<Json<AttestBody>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let body = body?.0;
+    let made = work(move || {
+        let _acting = peer.map(|Extension(peer)| shared.registry.acting_for(peer.0));
+        Ok(shared.registry.attest(&shared.attest_key, &body)?.envelope)
+    });
+    let Json(envelope) = made.await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
+}
+
 async fn repair(State(shared): State<Shared>, Extension(peer): Extension<Peer>, Id(id): Id) -> Answer<impl Serialize> {
     order(shared, peer, "repair", Some(id), move |registry| registry.repair(&id)).await
 }
@@ -227,10 +248,13 @@ async fn load(
     Extension(peer): Extension<Peer>,
     body: Result<Json<LoadRequest>, JsonRejection>,
 ) -> Answer<impl Serialize> {
-    let LoadRequest { files, format } = body?.0;
+    let LoadRequest { files, format, manifest, manifest_key, manifest_hash } = body?.0;
+    let manifest_hash = manifest_hash.map(|hash| hash.parse::<Algorithm>()).transpose();
+    let manifest_hash = manifest_hash.map_err(|error| Failure::usage(error.to_string()))?;
+    let source = Source { manifest, manifest_key, manifest_hash };
     let format = format.map(|format| format.parse::<Format>()).transpose();
     let format = format.map_err(|error| Failure::usage(error.to_string()))?;
-    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format)).await
+    order(shared, peer, "load", None, move |registry| registry.load_files(&files, format, &source)).await
 }
 
 async fn unseal(
@@ -321,6 +345,7 @@ impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         let status = match (failure.kind, failure.exit) {
             ("unknown-shard", _) => StatusCode::NOT_FOUND,
+            ("no-key", _) => StatusCode::SERVICE_UNAVAILABLE,
             ("busy", _) => StatusCode::TOO_MANY_REQUESTS,
             ("forbidden", _) => StatusCode::FORBIDDEN,
             ("defect", _) => StatusCode::INTERNAL_SERVER_ERROR,

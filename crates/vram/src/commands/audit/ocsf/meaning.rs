@@ -64,6 +64,13 @@ impl Meaning {
             (Kind::Event, "VramDeallocated") => (Memory, 3, "Delete Page", 1, Well, "A shard's memory was given back"),
             (Kind::Event, "VramSealed") => (Memory, 99, "Seal", 1, Well, "A shard was sealed"),
             (Kind::Event, "SealVerified") => (Memory, 99, "Verify", 1, Well, "Every byte of a shard is as sealed"),
+            (Kind::Event, "ShardApproved") => (Memory, 99, "Approve", 1, Well, "A file is what a manifest approves"),
+            (Kind::Event, "AttestationMade") => {
+                (Lifecycle, 99, "Attest", 1, Well, "The worker signed for what it holds")
+            }
+            (Kind::Event, "ApprovalRefused") => {
+                (Compliance, 1, "Create", 4, Badly, "A manifest approves nothing, or not this")
+            }
             (Kind::Event, "ScrubPassed") => (Memory, 99, "Verify", 1, Well, "Every block of a shard is as sealed"),
             (Kind::Event, "MismatchNotConfirmed") => {
                 (Memory, 99, "Verify", 2, Open, "A block was read wrongly once, and as sealed when read again")

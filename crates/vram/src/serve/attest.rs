@@ -1,0 +1,79 @@
+//! Attesting: verify now, and sign for what was found.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vram_residency::ShardId;
+use vram_residency::attest::statement::{LogPosition, Software};
+use vram_residency::attest::{AttestRequest, Attestation, Fresh, Nonce};
+
+use super::registry::Registry;
+use crate::exit::Failure;
+use crate::state;
+
+/// `POST /v1/attest`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttestBody {
+    pub(super) nonce: String,
+    /// None: every shard.
+    #[serde(default)]
+    pub(super) shards: Vec<String>,
+}
+
+/// The key that signs, read when it is needed: it is in memory no longer than that.
+#[derive(Debug, Clone)]
+pub(super) struct KeyFile {
+    path: PathBuf,
+}
+
+impl KeyFile {
+    /// Where the key is. One that was named must be usable now.
+    pub(super) fn find(named: Option<&Path>) -> Result<Self, Failure> {
+        let (path, _) = state::attest_key_path(named)?;
+        if named.is_some() {
+            state::attest_key(&path)?;
+        }
+        Ok(Self { path })
+    }
+}
+
+impl Registry {
+    /// Verifies shards now and signs for them. Nobody else verifies meanwhile.
+    pub(super) fn attest(&self, key: &KeyFile, body: &AttestBody) -> Result<Attestation, Failure> {
+        let nonce: Nonce = body.nonce.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+        if state::is_absent(&key.path) {
+            let message = "this daemon has no key to attest with; make it with vram attest --keygen";
+            return Err(Failure::new("no-key", message));
+        }
+        let key = state::attest_key(&key.path)?;
+        let mut ids = Vec::new();
+        for text in &body.shards {
+            let id = ShardId::new(text).map_err(|error| Failure::usage(error.to_string()))?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        if ids.is_empty() {
+            ids = self.ids();
+        }
+        let _turn = self.begin_verifying()?;
+        let mut shards = Vec::with_capacity(ids.len());
+        for id in &ids {
+            let (shard, path) = self.sealed_with_path(id)?;
+            let verified = self.verify_shard(&shard)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, "\u{fffd}");
+            shards.push(Fresh { shard, verified, name });
+        }
+        let software = Software { name: "vram".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        let request = AttestRequest { nonce: &nonce, software, shards: &shards };
+        Ok(self.manager().attest(&request, &key, &|| self.position())?)
+    }
+
+    /// Where the audit log is, where there is one.
+    fn position(&self) -> Option<LogPosition> {
+        let status = self.manager().trail().log_status()?;
+        let checkpoint = self.evidence().and_then(|evidence| evidence.checkpoint(status.records));
+        Some(LogPosition { sequence: status.durable, checkpoint })
+    }
+}

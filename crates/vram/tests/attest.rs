@@ -1,0 +1,159 @@
+//! The daemon's signed word: made on request, checked offline, refused where there is nothing to sign for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::{Value, json};
+use support::daemon::Daemon;
+use support::{Home, Ran, events, text};
+
+const NONCE: &str = "00112233445566778899aabbccddeeff";
+
+/// A policy that names the daemon's two models, whatever memory this machine gives.
+fn policy(home: &Home, daemon: &Daemon<'_>, key: &str, more: &str) -> String {
+    let digests: Vec<&Value> =
+        daemon.ready["shards"].as_array().unwrap().iter().map(|shard| &shard["digest"]).collect();
+    let text = format!(
+        "keys = [{key:?}]\ndigests = {}\nresidency = \"host-pageable\"\nprotection = \"advisory\"\nmax_age = \"10m\"\n{more}",
+        json!(digests)
+    );
+    home.file("policy.toml", text.as_bytes()).to_str().unwrap().to_owned()
+}
+
+fn checked(home: &Home, arguments: &[&str]) -> Ran {
+    Ran::from(home.command().args(["--json", "attest", "--check"]).args(arguments).output().unwrap())
+}
+
+#[test]
+fn a_daemon_attests_and_anybody_with_the_key_can_check_it() {
+    let home = Home::new();
+    home.json(["audit", "keygen", "--origin", "example.org/log"]);
+    let key = home.json(["attest", "--keygen"]);
+    let file = home.state().join("attest.key");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(
+        std::fs::read_to_string(home.state().join("attest.pub")).unwrap().starts_with("-----BEGIN PUBLIC KEY-----")
+    );
+    Ran::from(home.command().args(["--json", "attest", "--keygen"]).output().unwrap()).failed(
+        1,
+        "key",
+        &["nothing was changed"],
+    );
+
+    let mut daemon = Daemon::start(&home, &[]);
+    let out = home.path("word.json");
+    let word = out.to_str().unwrap().to_owned();
+    let made = daemon.told(&["attest", "--nonce", NONCE, "-o", &word]);
+    let policy = policy(
+        &home,
+        &daemon,
+        key["public_key"].as_str().unwrap(),
+        "complete = true\nlog_origins = [\"example.org/log\"]\n",
+    );
+    let ran = checked(&home, &[&word, "--policy", &policy, "--nonce", NONCE]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let told = ran.object();
+    let statement = &told["statement"];
+    assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
+    assert_eq!(statement["subject"][0]["name"], "big.bin");
+    let digest = format!("blake3:{}", text(&statement["subject"][0]["digest"]["blake3"]));
+    assert_eq!(digest, text(&daemon.ready["shards"][0]["digest"]));
+    let log = &statement["predicate"]["auditLog"];
+    // The checkpoint covers the records of the verifications that were made for it.
+    assert!(log["checkpoint"]["size"].as_u64() >= log["sequence"].as_u64(), "{log}");
+    assert_eq!((&told["key"], &told["nonce_checked"]), (&key["key_id"], &json!(true)));
+
+    // One shard, to standard output: the same bytes as in a file.
+    let one = daemon.ask(&["attest", "--nonce", NONCE, "--shard", "small-bin"]);
+    assert_eq!(one.code, 0, "{one:?}");
+    let one_file = home.file("one.json", one.stdout.as_bytes());
+    let ran = checked(&home, &[one_file.to_str().unwrap(), "--policy", &policy]);
+    ran.failed(3, "attestation", &["must be resident and is not attested"]);
+
+    // The wrong nonce, and a changed byte.
+    let old = checked(&home, &[&word, "--policy", &policy, "--nonce", "ffffffffffffffff"]);
+    old.failed(3, "attestation", &["is an old one"]);
+    let changed = std::fs::read_to_string(&out).unwrap().replacen("payload\":\"e", "payload\":\"f", 1);
+    let changed = home.file("changed.json", changed.as_bytes());
+    checked(&home, &[changed.to_str().unwrap(), "--policy", &policy]).failed(3, "attestation", &["changed or forged"]);
+    let stranger = home.json(["attest", "--keygen", "--attest-key", home.path("other.key").to_str().unwrap()]);
+    let strange = self::policy(&home, &daemon, stranger["public_key"].as_str().unwrap(), "");
+    checked(&home, &[&word, "--policy", &strange]).failed(3, "attestation", &["which the policy does not name"]);
+
+    daemon.stop();
+    let events = events(&home.audit());
+    let attested: Vec<&Value> = events.iter().filter(|event| event["event"] == "AttestationMade").collect();
+    assert_eq!(attested.len(), 2);
+    assert_eq!(attested[0]["envelope"], made["envelope"], "the log knows it by its digest");
+    assert!(text(&attested[0]["actor"]).starts_with("hmac-sha256:"), "and who asked, by commitment");
+}
+
+#[test]
+fn nothing_is_attested_of_damaged_unsealed_or_unknown_shards() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--allow-drill"]);
+    let attest = |more: &[&str]| {
+        let mut arguments = vec!["attest", "--nonce", NONCE];
+        arguments.extend(more);
+        daemon.ask(&arguments)
+    };
+    attest(&[]).failed(1, "daemon", &["vram attest --keygen"]);
+    home.json(["attest", "--keygen"]);
+    assert_eq!(attest(&[]).code, 0, "a key that was made meanwhile is used");
+    attest(&["--shard", "nobody"]).failed(1, "unknown-shard", &["nobody"]);
+
+    // Found by the attestation itself.
+    daemon.told(&["drill", "small-bin"]);
+    assert_eq!(attest(&[]).code, 3);
+    daemon.until("it is quarantined", |status| {
+        status["shards"].as_array().unwrap().iter().any(|shard| shard["state"] == "QUARANTINED")
+    });
+    let ran = attest(&["--shard", "small-bin"]);
+    ran.failed(3, "verification", &["small-bin", "quarantined"]);
+    assert_eq!(attest(&["--shard", "big-bin"]).code, 0, "the other is well");
+    daemon.told(&["unseal", "big-bin", "--reason", "a test"]);
+    attest(&["--shard", "big-bin"]).failed(3, "verification", &["big-bin", "not sealed"]);
+
+    // Somebody else can read the key.
+    let key = home.state().join("attest.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    attest(&[]).failed(1, "daemon", &["the attestation key", "can be used by others", "chmod 600"]);
+}
+
+#[test]
+fn a_daemon_that_loses_its_records_attests_nothing() {
+    let home = Home::new();
+    home.json(["attest", "--keygen"]);
+    let nowhere = home.file("no-directory", b"");
+    let daemon = Daemon::start(&home, &["--audit-dir", nowhere.to_str().unwrap()]);
+    let ran = daemon.ask(&["attest", "--nonce", NONCE]);
+    ran.failed(3, "verification", &["UNVERIFIED", "nothing is attested"]);
+}
+
+#[test]
+fn over_http_it_takes_the_token() {
+    let home = Home::new();
+    home.json(["attest", "--keygen"]);
+    let token = "t".repeat(40);
+    let file = home.file("token", token.as_bytes());
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let daemon = Daemon::start(&home, &["--token-file", file.to_str().unwrap()]);
+    let body = format!("{{\"nonce\":\"{NONCE}\"}}");
+    let ask = |authorization: &str, body: &str| {
+        let length = body.len();
+        let head = format!("{authorization}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
+        // The helper ends the head; what follows the body is not read.
+        daemon.http("POST", "/v1/attest", &head)
+    };
+    assert_eq!(ask("", &body).status, 401);
+    let shown = format!("Authorization: Bearer {token}\r\n");
+    let answer = ask(&shown, &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["payloadType"], "application/vnd.in-toto+json");
+    assert!(answer.body.ends_with("}\n"), "as it was signed");
+    assert_eq!(ask(&shown, "{\"nonce\":\"0\"}").status, 400);
+    assert_eq!(ask(&shown, "{\"nonce\":\"00\",\"more\":1}").status, 422);
+}

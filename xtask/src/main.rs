@@ -71,12 +71,13 @@ impl Args {
 
 fn help() {
     println!("cargo xtask VERB [ARGUMENTS] [-- ARGUMENTS OF cargo test]\n");
-    println!("  {:<34} everything that CI runs, in this order:", "test [--quick] [--with-ceph]");
+    println!("  {:<34} everything that CI runs, in this order:", "test [--quick] [--with-ceph] [--with-candle]");
     for step in steps::STEPS {
         let quick = if step.quick { "" } else { " (not with --quick)" };
         println!("    {:<32} {}{quick}", format!("{} {}", step.name, step.args), step.help);
     }
     println!("    {:<32} {} (only with --with-ceph)", steps::CEPH.name, steps::CEPH.help);
+    println!("    {:<32} {} (only with --with-candle)", steps::CANDLE.name, steps::CANDLE.help);
     println!("\n  {:<34} {}", "bench [--save] [--rounds N]", bench::HELP);
     println!("  {:<34} long runs that CI does not do:", "campaign NAME");
     for campaign in campaign::CAMPAIGNS {
@@ -102,7 +103,7 @@ fn dispatch(mut words: Vec<String>) -> Result<()> {
         "test" => steps::test(&ctx, args)?,
         "bench" => bench::run(&ctx, args)?,
         "campaign" => campaign::run(&ctx, args)?,
-        name => match steps::STEPS.iter().chain([&steps::CEPH]).find(|step| step.name == name) {
+        name => match steps::STEPS.iter().chain([&steps::CEPH, &steps::CANDLE]).find(|step| step.name == name) {
             Some(step) => steps::run_list(&ctx, &[step], args)?,
             None => {
                 return Err(Usage::err(format!("there is no verb `{name}`; `cargo xtask --help` lists them")));

@@ -33,13 +33,6 @@ pub const STEPS: &[Step] = &[
     Step { name: "deny", args: "", help: "licences, bans and sources", quick: false, run: deny },
     Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit },
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
-    Step {
-        name: "candle",
-        args: "",
-        help: "a candle model runs on weights that a daemon holds, without a copy",
-        quick: false,
-        run: candle::step,
-    },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
     Step {
@@ -116,13 +109,24 @@ pub const CEPH: Step = Step {
     run: ceph::step,
 };
 
-/// `cargo xtask test [--quick] [--with-ceph] [-- ARGUMENTS OF cargo test]`.
+/// Not in CI: building candle takes as long as the rest of a step's work many times over.
+pub const CANDLE: Step = Step {
+    name: "candle",
+    args: "",
+    help: "a candle model runs on weights that a daemon holds, without a copy",
+    quick: false,
+    run: candle::step,
+};
+
+/// `cargo xtask test [--quick] [--with-ceph] [--with-candle] [-- ARGUMENTS OF cargo test]`.
 pub fn test(ctx: &Ctx, mut args: Args) -> Result<()> {
     let quick = args.take_flag("--quick");
     let with_ceph = args.take_flag("--with-ceph");
+    let with_candle = args.take_flag("--with-candle");
     args.finish()?;
     let mut chosen: Vec<&Step> = STEPS.iter().filter(|step| step.quick || !quick).collect();
     chosen.extend(with_ceph.then_some(&CEPH));
+    chosen.extend(with_candle.then_some(&CANDLE));
     run_list(ctx, &chosen, args)
 }
 

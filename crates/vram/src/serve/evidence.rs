@@ -331,6 +331,8 @@ fn describe() {
     gauge(names::AUDIT_SIGNING_REFUSED, Unit::Count, "1 where the log contradicts what was signed of it.");
     gauge(names::AUDIT_PRUNED, Unit::Count, "Published records that were given up, as the configuration says.");
     counter(names::AUDIT_PRUNE_FAILURES, Unit::Count, "Attempts to give up old records that failed.");
+    // There from the start, so that the first failure is an increase.
+    metrics::counter!(names::AUDIT_PRUNE_FAILURES).increment(0);
     counter(names::AUDIT_SIGN_FAILURES, Unit::Count, "Attempts to publish the log that failed.");
     gauge(names::AUDIT_REPLICA_LAG, Unit::Count, "Signed records that a replica does not have.");
     gauge(names::AUDIT_REPLICA_AT, Unit::Seconds, "When a replica last had everything, in seconds since 1970.");

@@ -49,6 +49,11 @@ impl ShardState {
         Self::Failed,
     ];
 
+    /// Whether the bytes are not to be relied on for good reason: a first reading that is not confirmed yet is none.
+    const fn is_lapse(self) -> bool {
+        matches!(self, Self::Unverified | Self::Quarantined | Self::Repairing | Self::Failed)
+    }
+
     /// The name as reports and metrics spell it, in lower case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -122,6 +127,8 @@ pub(crate) struct Shard {
     /// Held by whoever verifies or repairs: a check must not judge a block that is just being replaced.
     checking: Mutex<()>,
     state: AtomicU8,
+    /// How often it turned from good to a state in which the bytes are not to be relied on.
+    lapses: AtomicU64,
     /// Nanoseconds since 1970-01-01 UTC: the last time at which every byte was as sealed.
     last_verified_ns: AtomicU64,
     /// Records lost before the one that tells of this state.
@@ -156,6 +163,7 @@ impl Shard {
             region: Some(region),
             checking: Mutex::new(()),
             state,
+            lapses: AtomicU64::new(0),
             last_verified_ns,
             lost_records,
             freshness: Freshness::new(hashed_ns),
@@ -237,7 +245,10 @@ impl Shard {
     }
 
     pub(crate) fn set_state(&self, state: ShardState) {
-        self.state.store(state as u8, Ordering::Release);
+        let before = ShardState::of(self.state.swap(state as u8, Ordering::AcqRel));
+        if state.is_lapse() && !before.is_lapse() {
+            self.lapses.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Sets a state whose record was given to the log after so many others had been lost. Any loss from then on may be
@@ -368,6 +379,13 @@ impl SealedShard {
     #[must_use]
     pub fn state(&self) -> ShardState {
         self.inner.stands()
+    }
+
+    /// How often it turned out not to be as sealed, or nobody could tell, since it was sealed: also where that was mended
+    /// within milliseconds, so that no look at [`SealedShard::state`] would have seen it.
+    #[must_use]
+    pub fn lapses(&self) -> u64 {
+        self.inner.lapses.load(Ordering::Acquire)
     }
 
     /// Whether every block was found as sealed within `max_age`, that is on record, and nothing speaks against it. For

@@ -27,7 +27,7 @@ fn requests() -> Vec<Value> {
 fn answers() -> Vec<Value> {
     let shard = json!({"shard_id": "llama-safetensors", "model_ref": "/srv/models/llama.safetensors", "shard_index": 0,
         "shard_count": 1, "bytes": 4096, "digest": digest(), "residency": "host-locked", "protection": "read-only",
-        "state": "VERIFIED", "oldest_age_ns": 1_500_000_000_u64});
+        "state": "VERIFIED", "oldest_age_ns": 1_500_000_000_u64, "lapses": 2});
     vec![
         json!({"type": "hello", "version": 1, "software": "0.1.0", "worker_id": "worker-1", "period_ns": 60_000_000_000_u64}),
         json!({"type": "shards", "shards": [shard]}),
@@ -35,7 +35,7 @@ fn answers() -> Vec<Value> {
         json!({"type": "tensors", "tensors": [
             {"name": "model.norm.weight", "dtype": "BF16", "shape": [4, 8], "start": 88, "end": 152}]}),
         json!({"type": "watching"}),
-        json!({"type": "state", "lease": 7, "state": "QUARANTINED", "oldest_age_ns": 250_000_000}),
+        json!({"type": "state", "lease": 7, "state": "QUARANTINED", "oldest_age_ns": 250_000_000, "lapses": 3}),
         json!({"type": "released", "lease": 7}),
         json!({"type": "ended", "lease": 7, "reason": "an operator gave the shard up"}),
         json!({"type": "error", "code": "not-verified", "message": "'llama-safetensors' is not handed out: ..."}),
@@ -112,7 +112,8 @@ fn what_is_no_request_is_refused() {
 
 #[test]
 fn a_client_understands_a_daemon_that_knows_more() {
-    let later = json!({"type": "state", "lease": 7, "state": "ENTANGLED", "oldest_age_ns": 1, "more": [1, 2]});
+    let later =
+        json!({"type": "state", "lease": 7, "state": "ENTANGLED", "oldest_age_ns": 1, "lapses": 0, "more": [1, 2]});
     let Answer::State { state, .. } = serde_json::from_value(later).unwrap() else { unreachable!() };
     assert_eq!(state, vram_residency::ShardState::Unverified, "what is not known is not relied on");
     let later = json!({"type": "error", "code": "of-another-version", "message": "m"});

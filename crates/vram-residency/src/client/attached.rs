@@ -191,7 +191,7 @@ impl Attached {
     /// # Errors
     /// [`ClientError::Lost`] and [`ClientError::Protocol`].
     pub fn watch(&self) -> Result<Watch, ClientError> {
-        Watch::new(&self.lease.connection, self.lease.number)
+        Watch::new(&self.lease.connection, self.lease.number, self.info.lapses)
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) struct Reply {
 pub(super) struct Heard {
     pub(super) state: ShardState,
     pub(super) oldest_age: Duration,
+    /// How often it was not to be relied on.
+    pub(super) lapses: u64,
     /// Why nobody watches it any more, where the daemon said so.
     pub(super) ended: Option<String>,
 }
@@ -209,10 +211,11 @@ impl Shared {
         let mut state = self.lock();
         state.heard_at = Instant::now();
         match answer {
-            Answer::State { lease, state: now, oldest_age_ns } => {
+            Answer::State { lease, state: now, oldest_age_ns, lapses } => {
                 if let Some(heard) = state.leases.get_mut(&lease) {
                     heard.state = now;
                     heard.oldest_age = Duration::from_nanos(oldest_age_ns);
+                    heard.lapses = lapses;
                 }
             }
             Answer::Ended { lease, reason } => {
@@ -224,7 +227,8 @@ impl Shared {
             answer if state.replies.len() < UNREAD => {
                 if let Answer::Attached(attached) = &answer {
                     let oldest_age = Duration::from_nanos(attached.shard.oldest_age_ns);
-                    let heard = Heard { state: attached.shard.state, oldest_age, ended: None };
+                    let (state_now, lapses) = (attached.shard.state, attached.shard.lapses);
+                    let heard = Heard { state: state_now, oldest_age, lapses, ended: None };
                     state.leases.insert(attached.lease, heard);
                 }
                 state.replies.push_back(Reply { answer, file });

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ClientError;
@@ -17,6 +18,8 @@ const SILENCE: Duration = Duration::from_millis(SILENCE_MS);
 pub struct Watch {
     connection: Arc<Connection>,
     lease: u64,
+    /// Lapses up to here are dealt with.
+    accepted: Arc<AtomicU64>,
 }
 
 /// How a shard stands.
@@ -27,6 +30,12 @@ pub enum Standing {
     Verified {
         /// Time since the last check of the block that waits longest, as last heard.
         oldest_age: Duration,
+    },
+    /// The shard was not as sealed meanwhile, or nobody could tell, and is good again: what was made with it since its last
+    /// check before that is suspect. It stays so until [`Watch::accept`] or [`Watch::wait_until_verified`].
+    Lapsed {
+        /// How often.
+        times: u64,
     },
     /// The daemon lives and says that the shard is not to be relied on.
     NotVerified {
@@ -47,14 +56,17 @@ impl Standing {
         matches!(self, Self::Verified { .. })
     }
 
-    fn of(heard: Result<(Heard, Duration), String>) -> Self {
+    fn of(heard: Result<(Heard, Duration), String>, accepted: u64) -> Self {
         match heard {
             Err(reason) => Self::Unwatched { reason },
             Ok((_, silence)) if silence > SILENCE => {
                 Self::Unwatched { reason: format!("the daemon has said nothing for {} s", silence.as_secs()) }
             }
-            Ok((Heard { state: ShardState::Sealed | ShardState::Verified, oldest_age, .. }, _)) => {
-                Self::Verified { oldest_age }
+            Ok((Heard { state: ShardState::Sealed | ShardState::Verified, oldest_age, lapses, .. }, _)) => {
+                match lapses.saturating_sub(accepted) {
+                    0 => Self::Verified { oldest_age },
+                    times => Self::Lapsed { times },
+                }
             }
             Ok((Heard { state, .. }, _)) => Self::NotVerified { state },
         }
@@ -67,6 +79,12 @@ impl fmt::Display for Standing {
             Self::Verified { oldest_age } => {
                 write!(f, "verified, the oldest block {:.1} s ago", oldest_age.as_secs_f64())
             }
+            Self::Lapsed { times } => {
+                write!(
+                    f,
+                    "verified again; {times} times it was not since this was last accepted: what was made meanwhile is suspect"
+                )
+            }
             Self::NotVerified { state } => write!(f, "{}: do not rely on the bytes", state.as_str()),
             Self::Unwatched { reason } => write!(f, "no longer watched: {reason}"),
         }
@@ -74,9 +92,13 @@ impl fmt::Display for Standing {
 }
 
 impl Watch {
-    pub(super) fn new(connection: &Arc<Connection>, lease: u64) -> Result<Self, ClientError> {
+    /// `lapses`: those before the shard was attached.
+    pub(super) fn new(connection: &Arc<Connection>, lease: u64, lapses: u64) -> Result<Self, ClientError> {
         match connection.ask(&Request::Watch {})?.answer {
-            Answer::Watching {} => Ok(Self { connection: Arc::clone(connection), lease }),
+            Answer::Watching {} => {
+                let accepted = Arc::new(AtomicU64::new(lapses));
+                Ok(Self { connection: Arc::clone(connection), lease, accepted })
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -84,7 +106,14 @@ impl Watch {
     /// How the shard stands. Waits for nobody.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing::of(self.connection.heard(self.lease))
+        Standing::of(self.connection.heard(self.lease), self.accepted.load(Ordering::Acquire))
+    }
+
+    /// From now on, lapses so far no longer count: what was made meanwhile is dealt with. For this watch and its clones.
+    pub fn accept(&self) {
+        if let Ok((heard, _)) = self.connection.heard(self.lease) {
+            self.accepted.fetch_max(heard.lapses, Ordering::AcqRel);
+        }
     }
 
     /// Whether the bytes may be relied on. Waits for nobody.
@@ -99,11 +128,17 @@ impl Watch {
         self.wait(timeout, |standing| !standing.is_verified())
     }
 
-    /// Waits until the shard is verified again, `timeout` at most, and says how it stands then. Where nobody watches it
-    /// any more, that will not be.
+    /// Waits until the shard is verified again, `timeout` at most, accepts the lapses up to then, and says how it stands.
+    /// Where nobody watches it any more, that will not be.
     #[must_use]
     pub fn wait_until_verified(&self, timeout: Duration) -> Standing {
-        self.wait(timeout, |standing| !matches!(standing, Standing::NotVerified { .. }))
+        match self.wait(timeout, |standing| !matches!(standing, Standing::NotVerified { .. })) {
+            Standing::Lapsed { .. } => {
+                self.accept();
+                self.standing()
+            }
+            other => other,
+        }
     }
 
     fn wait(&self, timeout: Duration, is_over: impl Fn(&Standing) -> bool) -> Standing {
@@ -116,7 +151,8 @@ impl Watch {
             }
             // Silence makes no noise.
             let step = left.min(Duration::from_millis(200));
-            self.connection.wait(step, |heard| is_over(&Standing::of(heard)), self.lease);
+            let accepted = self.accepted.load(Ordering::Acquire);
+            self.connection.wait(step, |heard| is_over(&Standing::of(heard, accepted)), self.lease);
         }
     }
 }

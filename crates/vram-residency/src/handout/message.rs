@@ -108,6 +108,8 @@ pub enum Answer {
         state: ShardState,
         /// Time since the last check of its oldest block, in nanoseconds.
         oldest_age_ns: u64,
+        /// How often it was not to be relied on since it was sealed, however shortly.
+        lapses: u64,
     },
     /// The daemon has given a shard up; the memory stays with the client, and nobody checks it any more.
     Ended {
@@ -155,6 +157,8 @@ pub struct ShardInfo {
     pub state: ShardState,
     /// Time since the last check of its oldest block, in nanoseconds.
     pub oldest_age_ns: u64,
+    /// How often it was not to be relied on since it was sealed, however shortly.
+    pub lapses: u64,
 }
 
 impl ShardInfo {
@@ -172,6 +176,7 @@ impl ShardInfo {
             protection: shard.protection().as_str().to_owned(),
             state: shard.state(),
             oldest_age_ns: u64::try_from(shard.oldest_age().as_nanos()).unwrap_or(u64::MAX),
+            lapses: shard.lapses(),
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Gone {
 }
 
 /// How a lease's shard stands; none where it was given up.
-pub(super) type Stand = (u64, Option<(ShardState, Duration)>);
+pub(super) type Stand = (u64, Option<(ShardState, Duration, u64)>);
 
 impl Leases {
     /// A place for a connection. Where there are too many, the oldest that holds nothing goes: first of the same user, who
@@ -134,7 +134,8 @@ impl Leases {
     pub(super) fn stands(&self, client: u64) -> Vec<Stand> {
         let table = self.lock();
         let leases = table.clients.get(&client).into_iter().flat_map(|client| &client.leases);
-        let stand = |lease: &Lease| lease.shard.as_ref().map(|shard| (shard.state(), shard.oldest_age()));
+        let stand =
+            |lease: &Lease| lease.shard.as_ref().map(|shard| (shard.state(), shard.oldest_age(), shard.lapses()));
         leases.map(|(number, lease)| (*number, stand(lease))).collect()
     }
 

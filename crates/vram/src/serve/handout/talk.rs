@@ -41,7 +41,8 @@ pub(super) struct Talk {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    State(ShardState),
+    /// And how often it was not to be relied on so far.
+    State(ShardState, u64),
     Ended,
 }
 
@@ -234,16 +235,16 @@ impl Talk {
         told.retain(|lease, _| stands.iter().any(|(number, _)| number == lease));
         let mut news = Vec::new();
         for (lease, stand) in stands {
-            let now = stand.map_or(Told::Ended, |(state, _)| Told::State(state));
+            let now = stand.map_or(Told::Ended, |(state, _, lapses)| Told::State(state, lapses));
             let known = told.get(&lease);
             let is_news =
                 known.is_none_or(|(before, at)| *before != now || (now != Told::Ended && at.elapsed() >= HEARTBEAT));
             if is_news {
                 told.insert(lease, (now, Instant::now()));
                 news.push(match stand {
-                    Some((state, age)) => {
+                    Some((state, age, lapses)) => {
                         let oldest_age_ns = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-                        Answer::State { lease, state, oldest_age_ns }
+                        Answer::State { lease, state, oldest_age_ns, lapses }
                     }
                     None => Answer::Ended { lease, reason: "an operator gave the shard up".to_owned() },
                 });

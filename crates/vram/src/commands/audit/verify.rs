@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use audit_logging::reader::{self, Report};
-use audit_logging::tlog::source::DirSource;
+use audit_logging::tlog::source::{DirSource, Source};
 use audit_logging::{Disk, publish};
 use serde::Serialize;
 
@@ -76,6 +76,9 @@ pub(super) fn run(options: &AuditVerify, global: &Global, out: &Out) -> Result<(
         }
         (published, _) => published,
     };
+    if let (None, Some(published)) = (&wal, &published) {
+        must_be_a_log(&**published, &shown)?;
+    }
     let signed = match &published {
         Some(published) => Some(signed::verify(options, global, &**published, wal.as_deref())?),
         None => None,
@@ -109,6 +112,20 @@ pub(super) fn run(options: &AuditVerify, global: &Global, out: &Out) -> Result<(
         failure.in_report = true;
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// Where nothing of a log is found, nothing was taken from it either, as far as can be told from here.
+fn must_be_a_log(published: &dyn Source, shown: &str) -> Result<(), Failure> {
+    for file in ["checkpoint", "cosigned", "vkey", "tile/0/000", "tile/entries/000"] {
+        if published.get(file).map_or(true, |bytes| bytes.is_some()) {
+            return Ok(());
+        }
+    }
+    let message = format!(
+        "no signed log is published at {shown}: check the address (a daemon's ends in /audit); a log is signed from the \
+         first start after vram audit keygen on"
+    );
+    Err(Failure::new("audit", message))
 }
 
 /// What is said of a log that nobody signed.

@@ -109,11 +109,16 @@ impl Registry {
 
     /// Seals a file and watches it, unless it is told to stop.
     pub(super) fn load(&self, job: Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<ShardView, Failure> {
+        let shard = self.seal(&job, progress, stop)?;
+        Ok(self.keep(shard, &job.file, job.approved))
+    }
+
+    fn seal(&self, job: &Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<SealedShard, Failure> {
         let request = job.request().reporting(progress).unless(stop);
         let shard = self.manager.seal_file(&job.file, &request)?;
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(&verified);
-        Ok(self.keep(shard, &job.file, job.approved))
+        Ok(shard)
     }
 
     /// Loads what files hold.
@@ -135,21 +140,15 @@ impl Registry {
             }
             None => {}
         }
-        let mut loaded = Vec::new();
+        // A model is resident as a whole or not at all: nobody sees any of it before all of it is good.
+        let mut sealed = Vec::with_capacity(jobs.len());
         for job in jobs {
-            let shard_id = job.shard_id;
-            match self.load(job, &|_| (), &|| false) {
-                Ok(view) => loaded.push(view),
-                Err(failure) => {
-                    // A model is resident as a whole or not at all.
-                    for view in loaded {
-                        lock(&self.places).remove(&view.shard_id);
-                    }
-                    return Err(Failure { message: format!("{shard_id}: {}", failure.message), ..failure });
-                }
-            }
+            let shard = self
+                .seal(&job, &|_| (), &|| false)
+                .map_err(|failure| Failure { message: format!("{}: {}", job.shard_id, failure.message), ..failure })?;
+            sealed.push((shard, job));
         }
-        Ok(loaded)
+        Ok(sealed.into_iter().map(|(shard, job)| self.keep(shard, &job.file, job.approved)).collect())
     }
 
     fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>) -> ShardView {
@@ -165,6 +164,9 @@ impl Registry {
         let _changing = lock(&self.changing);
         let (place, revoked) = {
             let mut places = lock(&self.places);
+            if !places.contains_key(shard_id) {
+                return Err(unknown(shard_id));
+            }
             let revoked = self.vacate(shard_id, force)?;
             (places.remove(shard_id).ok_or_else(|| unknown(shard_id))?, revoked)
         };

@@ -54,7 +54,7 @@ pub(super) fn public(shared: Shared) -> Router {
         .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
     let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
     let show = page::routes().route("/audit/{*file}", get(published_file));
-    finish(look().merge(guarded).merge(show), shared).layer(local)
+    finish(look().merge(guarded).merge(show).layer(local), shared)
 }
 
 /// For who may open the control socket: everything.

@@ -114,7 +114,9 @@ impl Memory {
     /// The same file, opened anew, for reading only.
     pub(super) fn reopen_read_only(&self) -> Result<OwnedFd, DeviceError> {
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-        open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(refused("open a memory file for reading"))
+        // A lease that somebody took on the file (F_SETLEASE) is no reason to wait for him.
+        open(link, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+            .map_err(refused("open a memory file for reading"))
     }
 
     /// Makes the file and the mapping read-only.

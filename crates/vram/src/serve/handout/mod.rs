@@ -39,6 +39,8 @@ pub(super) use self::rules::{Refusal, Rules, Which};
 
 /// How long to wait after an accept that failed, for instance because descriptors ran out.
 const BREATHER: Duration = Duration::from_millis(100);
+/// How long the end of all conversations may take.
+const GOOD_BYES: Duration = Duration::from_secs(3);
 /// How often gauges are brought up to date: sooner than the exporter forgets them.
 const SHOW: Duration = Duration::from_secs(1);
 /// What all users together who may not connect get recorded: so many at once, and one in so long.
@@ -176,6 +178,9 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, mut ended: watch::Re
             }
         }
     }
+    // Each says good-bye in a bounded time; whoever does not is cut.
+    let _ = tokio::time::timeout(GOOD_BYES, async { while talks.join_next().await.is_some() {} }).await;
+    talks.abort_all();
     while talks.join_next().await.is_some() {}
     shared.registry.leases().show();
 }

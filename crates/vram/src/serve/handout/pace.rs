@@ -24,9 +24,10 @@ impl<K: Ord + Copy> Pace<K> {
         Self { bucket, turns: Mutex::default() }
     }
 
-    /// Takes a turn, and says how long it is until then.
-    pub(super) fn take(&self, key: K) -> Duration {
-        self.take_at(key, Instant::now())
+    /// How long it is until the next turn comes, which is not taken by that.
+    pub(super) fn wait_for(&self, key: K) -> Duration {
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.get(&key).map_or(Duration::ZERO, |turn| self.wait(*turn, Instant::now()))
     }
 
     /// Takes a turn if it has come.

@@ -35,6 +35,8 @@ pub(super) struct Talk {
     greeted: bool,
     /// What was last said of each lease, where the client wants to be told.
     told: Option<BTreeMap<u64, (Told, Instant)>>,
+    /// A request that waits for its turn. Until it came nothing more is read.
+    waiting: Option<Request>,
     /// When the client last asked for something.
     active: Instant,
 }
@@ -64,7 +66,15 @@ impl From<std::io::Error> for End {
 
 impl Talk {
     pub(super) fn new(shared: Arc<Shared>, stream: UnixStream, seat: Seat) -> Self {
-        Self { shared, wire: Wire::new(stream), seat, greeted: false, told: None, active: Instant::now() }
+        Self {
+            shared,
+            wire: Wire::new(stream),
+            seat,
+            greeted: false,
+            told: None,
+            waiting: None,
+            active: Instant::now(),
+        }
     }
 
     pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
@@ -83,15 +93,25 @@ impl Talk {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let turn = self.waiting.is_some().then(|| self.shared.requests.wait_for(self.seat.uid));
             let step = tokio::select! {
                 () = stopping(ended) => return End::Stopped,
-                came = self.wire.next() => match came {
+                () = tokio::time::sleep(turn.unwrap_or_default()), if turn.is_some() => {
+                    // Others of the same user may have been quicker.
+                    match self.shared.requests.is_due(self.seat.uid).then(|| self.waiting.take()).flatten() {
+                        Some(request) => self.answer(request).await,
+                        None => Ok(()),
+                    }
+                }
+                came = self.wire.next(), if turn.is_none() => match came {
                     Came::Frame(body) => self.hear(&body).await,
                     Came::End => Err(End::Gone),
                     Came::Wrong(refusal) => Err(End::Refused(refusal)),
                 },
                 _ = look.tick() => match self.is_late() {
                     Some(refusal) => Err(End::Refused(refusal)),
+                    // Whoever has a request waiting is not read, and may be gone.
+                    None if self.waiting.is_some() && self.wire.is_hung_up() => Err(End::Gone),
                     None => self.tell().await,
                 },
             };
@@ -141,7 +161,12 @@ impl Talk {
             _ => {}
         }
         // What is recorded or makes work has its pace.
-        tokio::time::sleep(self.shared.requests.take(self.seat.uid)).await;
+        self.waiting = Some(request);
+        Ok(())
+    }
+
+    /// Answers a request whose turn has come.
+    async fn answer(&mut self, request: Request) -> Result<(), End> {
         match request {
             Request::List {} => {
                 let shards = self.shared.registry.lendable(&self.shared.rules);
@@ -149,7 +174,10 @@ impl Talk {
             }
             Request::Attach { shard: Some(name), digest: None } => self.attach(Which::Name(name)).await,
             Request::Attach { shard: None, digest: Some(digest) } => self.attach(Which::Digest(digest)).await,
-            Request::Attach { .. } => Err(malformed("attach takes either shard or digest".to_owned())),
+            Request::Attach { .. } => {
+                let message = "attach takes either shard or digest".to_owned();
+                Err(End::Refused(Refusal::new(ErrorCode::Malformed, message)))
+            }
             Request::Release { lease } => self.release(lease).await,
             Request::Hello { .. } | Request::Watch {} => Ok(()),
         }

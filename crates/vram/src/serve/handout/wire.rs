@@ -5,6 +5,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt;
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
@@ -16,6 +19,10 @@ use super::rules::Refusal;
 
 /// How long a client may leave an answer unread.
 const READ_TIME: Duration = Duration::from_secs(10);
+/// Bytes of answers that a client may leave unread before the daemon waits for it.
+const SEND_BUFFER: usize = 4096;
+/// How long to wait where the kernel takes no more descriptors.
+const CROWDED: Duration = Duration::from_millis(20);
 /// How long a request may take from its first byte to its last.
 const FRAME_TIME: Duration = Duration::from_secs(5);
 
@@ -37,6 +44,8 @@ pub(super) enum Came {
 
 impl Wire {
     pub(super) fn new(stream: UnixStream) -> Self {
+        // The kernel counts descriptors that nobody has taken yet against the sender: few fit into this.
+        let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
         Self { stream, incoming: Incoming::new(MAX_REQUEST), begun: None }
     }
 
@@ -71,6 +80,15 @@ impl Wire {
         }
     }
 
+    /// Whether the client has closed its end, also where not all that it sent was read.
+    pub(super) fn is_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let answer = poll(&mut polled, Some(&now));
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        answer.is_ok() && polled.iter().any(|polled| polled.revents().intersects(gone))
+    }
+
     /// Whether the frame at hand takes too long.
     pub(super) fn is_late(&self) -> bool {
         self.begun.is_some_and(|begun| begun.elapsed() > FRAME_TIME)
@@ -86,7 +104,15 @@ impl Wire {
 
     async fn send_all(&self, mut frame: &[u8], mut file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         while !frame.is_empty() {
-            let sent = self.stream.async_io(Interest::WRITABLE, || transmit(&self.stream, frame, file)).await?;
+            let sent = self.stream.async_io(Interest::WRITABLE, || transmit(&self.stream, frame, file)).await;
+            let sent = match sent {
+                // Too many descriptors are on their way to clients that do not read; `send` says for how long.
+                Err(error) if error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
+                    tokio::time::sleep(CROWDED).await;
+                    continue;
+                }
+                sent => sent?,
+            };
             file = None;
             frame = frame.get(sent..).unwrap_or_default();
         }

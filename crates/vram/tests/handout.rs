@@ -19,6 +19,8 @@ use vram_residency::handout::ErrorCode;
 
 /// Set in a child that only tries to attach, as another user.
 const STRANGER: &str = "VRAM_TEST_STRANGER";
+/// Set in a child that attaches where the environment says.
+const RELATIVE: &str = "VRAM_TEST_RELATIVE";
 
 fn refused(answer: Result<client::Attached, ClientError>) -> (ErrorCode, String) {
     match answer {
@@ -172,6 +174,22 @@ fn what_is_not_verified_is_not_handed_out_and_who_has_it_is_told() {
     drop((attached, watch));
     daemon.told(&["unseal", "small-bin", "--reason", "an update"]);
     assert_eq!(refused(client.attach("small-bin")).0, ErrorCode::Unsealed);
+}
+
+#[test]
+fn the_variable_may_name_a_socket_below_the_present_directory() {
+    if std::env::var_os(RELATIVE).is_some() {
+        println!("client: {}", client::connect().unwrap().attach("small-bin").unwrap().verify().unwrap());
+        return;
+    }
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let socket = daemon.attach();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["the_variable_may_name_a_socket_below_the_present_directory", "--exact", "--nocapture"]);
+    command.env(RELATIVE, "1").env("VRAM_ATTACH_SOCKET", socket.file_name().unwrap());
+    let said = command.current_dir(socket.parent().unwrap()).output().unwrap();
+    assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("client: blake3:"), "{said:?}");
 }
 
 #[test]

@@ -28,6 +28,8 @@ class Daemon:
         head, files, _, _ = socket.recv_fds(self.socket, 4, 1)
         while 0 < len(head) < 4:
             head += self.socket.recv(4 - len(head))
+        if head == b"HTTP":
+            raise ConnectionError("this is not the attach socket, it speaks HTTP: vram serve prints both")
         if not head:
             raise ConnectionError("the daemon is gone: nobody watches what is mapped any more")
         body, length = b"", int.from_bytes(head, "little")
@@ -65,4 +67,9 @@ def main(path, shard):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python3 attach.py SOCKET SHARD")
+    try:
+        main(*sys.argv[1:])
+    except OSError as error:
+        sys.exit(str(error))

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use vram_residency::VramManager;
 use vram_residency::approval::{
     Algorithm, Approval, MAX_FILES, MAX_MANIFEST, Manifest, ManifestError, Remembered, SignerKey, hash_like,
 };
 use vram_residency::digest::{Digest, Expected};
+use vram_residency::{Error, VramManager};
 
 use crate::exit::Failure;
 use crate::jobs::{Job, name_of};
@@ -56,7 +56,7 @@ pub(crate) struct Approved {
 }
 
 /// The same for programs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct ApprovalView {
     pub(crate) manifest: Digest,
     pub(crate) form: &'static str,
@@ -75,6 +75,17 @@ impl Approved {
         Approval { manifest: &by.manifest, expected: *expected, remembered: by.remembered.digest_of(*expected) }
     }
 
+    /// What is told where bytes are not those that the manifest names: in its own words, so that they can be found there.
+    pub(crate) fn retell(&self, error: Error, file: &Path, remedy: &str) -> Failure {
+        let is_unexpected = matches!(error, Error::Unexpected { .. });
+        let failure = Failure::from(error);
+        if !is_unexpected {
+            return failure;
+        }
+        let (file, manifest, expected) = (name_of(file), name_of(&self.by.path), self.expected);
+        Failure { message: format!("{file} is not what {manifest} approves ({expected}); {remedy}"), ..failure }
+    }
+
     pub(crate) fn view(&self, sha256_bytes: u64) -> ApprovalView {
         let approval = self.approval();
         ApprovalView {
@@ -84,6 +95,25 @@ impl Approved {
             approved: approval.expected.to_string(),
             remembered: approval.remembered.is_some(),
             sha256_bytes,
+        }
+    }
+}
+
+impl ApprovalView {
+    /// By which document, in a few words.
+    pub(crate) fn by(&self) -> String {
+        match &self.signer {
+            Some(key) => format!("{} signed by the key {key}", self.form),
+            None => format!("{} {}", self.form, self.manifest),
+        }
+    }
+
+    /// How its SHA-256 came to be known, where it was asked for.
+    pub(crate) const fn how(&self) -> &'static str {
+        match (self.sha256_bytes, self.remembered) {
+            (0, true) => "; its SHA-256 was approved before, so none was computed",
+            (0, false) => "",
+            _ => "; SHA-256 computed while it was loaded",
         }
     }
 }
@@ -182,13 +212,24 @@ impl Approver {
     }
 
     fn approved(self: &Arc<Self>, name: &str) -> Result<Approved, String> {
-        let expected = self.manifest.get(name).ok_or_else(|| format!("the manifest does not name '{name}'"))?;
+        let expected = self.manifest.get(name).ok_or_else(|| self.unnamed(name))?;
         Ok(Approved { by: Arc::clone(self), expected })
+    }
+
+    fn unnamed(&self, name: &str) -> String {
+        format!("the manifest does not name '{name}'{}", self.hint(name))
+    }
+
+    /// The same file below a directory, as a list has it that was made outside.
+    fn hint(&self, name: &str) -> String {
+        let longer = self.manifest.names().find(|other| other.strip_suffix(name).is_some_and(|dir| dir.ends_with('/')));
+        let hint = longer.map(|other| format!("; it names '{other}': make the list in the directory that is loaded"));
+        hint.unwrap_or_default()
     }
 
     /// Compares a file that does not become resident.
     fn compare(&self, path: &Path, name: &str) -> Result<(), String> {
-        let expected = self.manifest.get(name).ok_or_else(|| format!("the manifest does not name '{name}'"))?;
+        let expected = self.manifest.get(name).ok_or_else(|| self.unnamed(name))?;
         let cannot = |error: io::Error| format!("'{name}' cannot be read: {error}");
         let mut file = state::open_key(path).map_err(cannot)?;
         let actual = hash_like(expected, &mut file).map_err(cannot)?;
@@ -234,7 +275,8 @@ impl Approver {
             }
         }
         if let Some(extra) = names.iter().find(|name| self.manifest.get(name).is_none()) {
-            return Err(format!("{} has '{extra}', which the manifest does not name", name_of(root)));
+            let hint = self.hint(extra);
+            return Err(format!("{} has '{extra}', which the manifest does not name{hint}", name_of(root)));
         }
         Ok(names)
     }
@@ -243,11 +285,10 @@ impl Approver {
 /// What is told of names for which no file was given.
 pub(crate) fn told(unused: &[String]) -> Option<String> {
     let first = unused.first()?;
-    let more = match unused.len().saturating_sub(1) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    Some(format!("the manifest also names '{first}'{more}, which was not given"))
+    Some(match unused.len().saturating_sub(1) {
+        0 => format!("the manifest also names '{first}', which was not given"),
+        more => format!("the manifest also names '{first}' and {more} more, which were not given"),
+    })
 }
 
 /// What became of reading headers. A file that is there and is no model is not what its manifest approves: that is told
@@ -274,6 +315,15 @@ pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Failur
             Err(Failure { message: format!("{}; so it is not what the manifest approves", failure.message), ..refused })
         }
     }
+}
+
+/// Refuses files without a manifest, where one is required. That they are refused is on record before this returns.
+pub(crate) fn refuse_without(manager: &VramManager) -> Failure {
+    refuse(
+        manager,
+        None,
+        "no manifest was given, and this daemon loads only what one approves; name it with --manifest",
+    )
 }
 
 /// Records a refusal, then tells of it.
@@ -328,6 +378,8 @@ mod tests {
             assert_eq!(hash_by_name(Path::new(name)), hash, "{name}");
         }
         assert_eq!(told(&["a".to_owned()]).unwrap(), "the manifest also names 'a', which was not given");
+        let more = ["a", "b", "c"].map(str::to_owned);
+        assert_eq!(told(&more).unwrap(), "the manifest also names 'a' and 2 more, which were not given");
         assert_eq!(told(&[]), None);
     }
 }

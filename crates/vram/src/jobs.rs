@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vram_residency::device::Device;
 use vram_residency::model::{self, Format, ModelFile};
 use vram_residency::policy::RequiredResidency;
-use vram_residency::{MAX_SHARD_ID, Policy, SealRequest, ShardId};
+use vram_residency::{Error, MAX_SHARD_ID, Policy, SealRequest, ShardId};
 
 use crate::approve::Approved;
 use crate::cli::DeviceChoice;
@@ -31,6 +31,16 @@ impl Job {
         match &self.approved {
             Some(approved) => request.approved(approved.approval()),
             None => request,
+        }
+    }
+
+    /// Why it could not be sealed, in words that name its file and its manifest, where that is what differs.
+    pub(crate) fn retell(&self, error: Error) -> Failure {
+        match &self.approved {
+            Some(approved) => {
+                approved.retell(error, self.file.path(), "nothing of it stays resident, get the file again")
+            }
+            None => error.into(),
         }
     }
 }

@@ -122,12 +122,21 @@ pub(crate) fn attest_key_path(named: Option<&Path>) -> Result<(PathBuf, bool), F
 pub(crate) fn attest_key(path: &Path) -> Result<AttestKey, Failure> {
     let retold = |message: &str| {
         let message = message.replacen("the seal key", "the attestation key", 1);
-        Failure::new("key", message.replace(MAKE_KEY, "vram attest --keygen").replace("--key-file", "--attest-key"))
+        let message = message.replace(MAKE_KEY, &make_attest_key(path));
+        Failure::new("key", message.replace("--key-file", "--attest-key"))
     };
     let file = open_key(path).map_err(|error| retold(&cannot(path, "opened", &error).message))?;
     let text = read_secret(path, &file).map_err(|failure| retold(&failure.message))?;
     let key = AttestKey::from_pem(std::str::from_utf8(&text).unwrap_or_default());
     key.map_err(|error| Failure::new("key", format!("the attestation key {} is not usable: {error}", path.display())))
+}
+
+/// What makes the key of attestations in its place.
+pub(crate) fn make_attest_key(path: &Path) -> String {
+    match attest_key_path(None) {
+        Ok((usual, _)) if usual == path => "vram attest --keygen".to_owned(),
+        _ => format!("vram attest --keygen --attest-key {}", path.display()),
+    }
 }
 
 /// Opens a file that should be a key. Whatever it is instead, this does not wait for anybody.

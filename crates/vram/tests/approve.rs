@@ -103,6 +103,12 @@ fn a_directory_must_match_its_list_exactly() {
     refused(&home, &seal(&home, &[&sums, &m]), &["'README'", "does not name"]);
     let other = list("other.sha256", &format!("{one}{}  README\n", sha256(b"other words")));
     refused(&home, &seal(&home, &[&other, &m]), &["'README' is", "is approved"]);
+    let outside = list("outside.sha256", &format!("{hash}  m/w.safetensors\n"));
+    let words = ["it names 'm/w.safetensors'", "make the list in the directory"];
+    std::fs::rename(m.join("README"), home.path("README")).unwrap();
+    refused(&home, &seal(&home, &[&outside, &m]), &words);
+    refused(&home, &seal(&home, &[&outside, &m.join("w.safetensors")]), &words);
+    std::fs::rename(home.path("README"), m.join("README")).unwrap();
     let whole = list("whole.sha256", &format!("{one}SHA256 (README) = {}\n", sha256(b"words")));
     sealed(&home, &[&whole, &m]);
     // How it is to be read is asked, not guessed; what nobody signed is not checked with a key.
@@ -127,7 +133,7 @@ fn single_files_must_be_named_and_the_rest_is_told() {
     // The wrong bytes under the right name: found while they are loaded, on record before it is told.
     home.file("m/w.safetensors", &safetensors(["a", "c"], 700));
     let ran = seal(&home, &[&manifest, &file]);
-    ran.failed(3, "unexpected-digest", &["w-safetensors"]);
+    ran.failed(3, "unexpected-digest", &["w.safetensors is not what", "SHA256SUMS approves (sha256:"]);
     let events = events(&home.audit());
     let violation = events.iter().rfind(|event| event["event"] == "PolicyViolation").unwrap();
     assert_eq!((&violation["policy"], &violation["severity"]), (&json!("approved-digest"), &json!("critical")));
@@ -146,7 +152,8 @@ fn the_second_load_of_an_approved_sha256_computes_none() {
     assert_eq!((&second["sha256_bytes"], &second["remembered"]), (&json!(0), &json!(true)));
     // Other bytes are still refused, without any SHA-256.
     home.file("w.safetensors", &safetensors(["a", "c"], 700));
-    seal(&home, &[&manifest, &file]).failed(3, "unexpected-digest", &["blake3:"]);
+    let approved = format!("SHA256SUMS approves (sha256:{})", sha256(&weights));
+    seal(&home, &[&manifest, &file]).failed(3, "unexpected-digest", &["w.safetensors is not what", &approved]);
     home.file("w.safetensors", &weights);
 
     // Another worker, and another key, remember nothing.
@@ -225,7 +232,7 @@ fn a_changed_byte_of_a_signed_model_is_refused() {
     *weights.last_mut().unwrap() ^= 1;
     home.file("model/model.safetensors", &weights);
     let ran = run();
-    ran.failed(3, "unexpected-digest", &["model-safetensors"]);
+    ran.failed(3, "unexpected-digest", &["model.safetensors is not what", "p256-sha256.sig approves (sha256:"]);
     // Where the changed byte makes it no model at all, that is no other kind of answer.
     weights[9] ^= 4;
     home.file("model/model.safetensors", &weights);
@@ -252,11 +259,18 @@ fn a_daemon_loads_what_its_manifests_approve() {
     daemon.told(&["load", "--manifest", list, more]);
     let wrong = home.file("wrong/more.safetensors", &support::safetensors(["x", "z"], 3));
     let wrong = wrong.to_str().unwrap();
-    assert_eq!(daemon.ask(&["load", "--manifest", list, wrong]).code, 3);
+    let differs = "wrong/more.safetensors is not what";
+    daemon.ask(&["load", "--manifest", list, wrong]).failed(3, "unexpected-digest", &[differs, "SHA256SUMS approves"]);
     // An approved shard is sealed again only with the bytes that were approved.
     daemon.told(&["unseal", "more-safetensors", "--reason", "test"]);
-    assert_eq!(daemon.ask(&["reseal", "more-safetensors", wrong]).code, 3);
+    let resealed = daemon.ask(&["reseal", "more-safetensors", wrong]);
+    resealed.failed(3, "unexpected-digest", &[differs, "release it and load it with its new manifest"]);
     daemon.told(&["reseal", "more-safetensors"]);
+    // Loaded again, it is known, and that is shown.
+    daemon.told(&["release", "more-safetensors"]);
+    daemon.told(&["load", "--manifest", list, more]);
+    let approval = daemon.get("/v1/shards/more-safetensors").json()["approval"].clone();
+    assert_eq!((&approval["remembered"], &approval["sha256_bytes"]), (&json!(true), &json!(0)));
 
     // What is attested carries the SHA-256 that was approved, for others' tools.
     let word = daemon.ask(&["attest", "--nonce", "0011223344556677", "--shard", "model-safetensors"]);
@@ -282,7 +296,14 @@ fn a_daemon_that_requires_approval_takes_nothing_else() {
         command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--require-approval", "--socket"]);
         Ran::from(command.arg(home.path("s")).args(more).output().unwrap())
     };
-    serve(&[file.to_str().unwrap()]).failed(2, "usage", &["require_approval", "--manifest"]);
+    // How often something is refused on record.
+    let refusals = || home.events_so_far().iter().filter(|event| *event == "ApprovalRefused").count();
+    serve(&[file.to_str().unwrap()]).failed(3, "approval", &["no manifest was given", "--manifest"]);
+    assert_eq!(refusals(), 1);
+    let events = events(&home.audit());
+    let refusal = events.iter().find(|event| event["event"] == "ApprovalRefused").unwrap();
+    assert!(text(&refusal["reason"]).contains("no manifest was given"), "{refusal}");
+    assert!(!events.iter().any(|event| event["event"] == "VramAllocated"));
     let wrong = home.file("wrong.sha256", format!("{}  w.safetensors\n", "ab".repeat(32)).as_bytes());
     let ran = serve(&["--manifest", wrong.to_str().unwrap(), file.to_str().unwrap()]);
     assert_eq!(ran.code, 3, "{ran:?}");
@@ -300,8 +321,25 @@ fn a_daemon_that_requires_approval_takes_nothing_else() {
         command.args(["--json", "load", "--socket"]).arg(&socket).args(more);
         Ran::from(command.output().unwrap())
     };
-    ask(&[&file]).failed(1, "forbidden", &["only what a manifest approves"]);
-    assert_eq!(ask(&[Path::new("--manifest"), &list, &file]).code, 0);
+    ask(&[&file]).failed(3, "approval", &["no manifest was given", "--manifest"]);
+    assert_eq!(refusals(), 2, "on record before the answer");
+    // What there is to read does not matter then.
+    ask(&[&home.path("nothing")]).failed(3, "approval", &["no manifest was given"]);
+    let approved = ask(&[Path::new("--manifest"), &list, &file]).object();
+    let approval = &approved[0]["approval"];
+    assert_eq!((&approval["form"], &approval["remembered"]), (&json!("list"), &json!(false)));
+    assert_eq!(approval["manifest"], format!("blake3:{}", blake3(&std::fs::read(&list).unwrap())));
+    assert_eq!(approval["approved"], format!("sha256:{}", sha256(&weights)));
+    let told = |more: &[&str]| {
+        let mut command = home.command();
+        command.args(["status", "--socket"]).arg(&socket).args(more);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let (all, one) = (told(&[]), told(&["w-safetensors"]));
+    assert!(all.contains("only what a manifest approves is loaded"), "{all}");
+    for shown in [all, one] {
+        assert!(shown.contains(&format!("sha256:{} by the list blake3:", sha256(&weights))), "{shown}");
+    }
 }
 
 /// Ended whatever happens.

@@ -65,6 +65,9 @@ fn a_daemon_attests_and_anybody_with_the_key_can_check_it() {
     // The checkpoint covers the records of the verifications that were made for it.
     assert!(log["checkpoint"]["size"].as_u64() >= log["sequence"].as_u64(), "{log}");
     assert_eq!((&told["key"], &told["nonce_checked"]), (&key["key_id"], &json!(true)));
+    let envelope = format!("blake3:{}", blake3::hash(&std::fs::read(&out).unwrap()));
+    assert_eq!((&told["envelope"], &made["envelope"]), (&json!(envelope), &json!(envelope)), "BLAKE3 of the file");
+    assert_eq!(made["log_signed"], true);
 
     // One shard, to standard output: the same bytes as in a file.
     let one = daemon.ask(&["attest", "--nonce", NONCE, "--shard", "small-bin"]);
@@ -102,7 +105,9 @@ fn nothing_is_attested_of_damaged_unsealed_or_unknown_shards() {
     };
     attest(&[]).failed(1, "daemon", &["vram attest --keygen"]);
     home.json(["attest", "--keygen"]);
-    assert_eq!(attest(&[]).code, 0, "a key that was made meanwhile is used");
+    let ran = attest(&[]);
+    assert_eq!(ran.code, 0, "a key that was made meanwhile is used");
+    assert!(ran.stderr.contains("the audit log is not signed"), "{ran:?}");
     attest(&["--shard", "nobody"]).failed(1, "unknown-shard", &["nobody"]);
 
     // Found by the attestation itself.
@@ -121,6 +126,23 @@ fn nothing_is_attested_of_damaged_unsealed_or_unknown_shards() {
     let key = home.state().join("attest.key");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
     attest(&[]).failed(1, "daemon", &["the attestation key", "can be used by others", "chmod 600"]);
+    drop(daemon);
+    // That is told before anybody asks for an attestation.
+    let daemon = Daemon::start(&home, &[]);
+    let said = std::fs::read_to_string(home.path("stderr")).unwrap();
+    assert!(said.contains("nothing can be attested") && said.contains("chmod 600"), "{said}");
+    drop(daemon);
+    home.run(["doctor", "--json"]).failed(1, "doctor", &["attest key"]);
+}
+
+#[test]
+fn a_key_that_is_missing_is_made_where_the_daemon_looks_for_it() {
+    let home = Home::new();
+    let key = home.path("keys/attest.key");
+    let mut command = home.command();
+    command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--attest-key"]).arg(&key);
+    let ran = Ran::from(command.output().unwrap());
+    ran.failed(1, "key", &[&format!("vram attest --keygen --attest-key {}", key.display())]);
 }
 
 #[test]

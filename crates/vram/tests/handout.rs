@@ -19,6 +19,8 @@ use vram_residency::handout::ErrorCode;
 
 /// Set in a child that only tries to attach, as another user.
 const STRANGER: &str = "VRAM_TEST_STRANGER";
+/// Set in a child that attaches where the environment says.
+const RELATIVE: &str = "VRAM_TEST_RELATIVE";
 
 fn refused(answer: Result<client::Attached, ClientError>) -> (ErrorCode, String) {
     match answer {
@@ -52,7 +54,9 @@ fn a_model_is_mapped_by_name_id_or_digest_and_is_the_file_byte_for_byte() {
     let by_digest = client.attach(&model.digest().to_string()).unwrap();
     assert!(by_id.bytes() == file && by_digest.bytes() == file);
     let (code, message) = refused(client.attach("nobody"));
-    assert!(code == ErrorCode::UnknownShard && message.contains("list"), "{code} {message}");
+    assert!(code == ErrorCode::UnknownShard && message.contains("llama-safetensors"), "{code} {message}");
+    let sha256 = refused(client.attach(&format!("sha256:{}", "0".repeat(64)))).1;
+    assert!(sha256.contains("blake3:HEX"), "{sha256}");
     let unknown = format!("blake3:{}", "0".repeat(64));
     assert_eq!(refused(client.attach(&unknown)).0, ErrorCode::UnknownShard);
 
@@ -129,7 +133,7 @@ fn every_attach_and_release_is_on_record_with_who_it_was_and_counted() {
     let expected = [
         ("ShardAttached", json!("small-bin"), Value::Null),
         ("ShardAttached", json!("big-bin"), Value::Null),
-        ("AttachRefused", Value::Null, json!("there is no such shard; ask for a list, or vram status")),
+        ("AttachRefused", Value::Null, json!("there is no such shard; there are: big-bin, small-bin")),
         ("ShardAttached", json!("small-bin"), Value::Null),
         ("ShardDetached", json!("big-bin"), json!("released")),
         ("ShardDetached", json!("small-bin"), json!("gone")),
@@ -170,6 +174,81 @@ fn what_is_not_verified_is_not_handed_out_and_who_has_it_is_told() {
     drop((attached, watch));
     daemon.told(&["unseal", "small-bin", "--reason", "an update"]);
     assert_eq!(refused(client.attach("small-bin")).0, ErrorCode::Unsealed);
+}
+
+#[test]
+fn the_variable_may_name_a_socket_below_the_present_directory() {
+    if std::env::var_os(RELATIVE).is_some() {
+        println!("client: {}", client::connect().unwrap().attach("small-bin").unwrap().verify().unwrap());
+        return;
+    }
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let socket = daemon.attach();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["the_variable_may_name_a_socket_below_the_present_directory", "--exact", "--nocapture"]);
+    command.env(RELATIVE, "1").env("VRAM_ATTACH_SOCKET", socket.file_name().unwrap());
+    let said = command.current_dir(socket.parent().unwrap()).output().unwrap();
+    assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("client: blake3:"), "{said:?}");
+}
+
+#[test]
+fn a_file_of_a_directory_is_had_by_its_name_where_only_one_shard_has_it() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    for (dir, tensor) in [("m", "a"), ("n", "b")] {
+        home.file(format!("{dir}/{tensor}.safetensors"), &safetensors([tensor, "x"], 3));
+        home.file(format!("{dir}/same.safetensors"), &safetensors([tensor, "y"], 3));
+        daemon.told(&["load", home.path(dir).to_str().unwrap()]);
+    }
+    let client = client::connect_to(&daemon.attach()).unwrap();
+    for name in ["a.safetensors", "b.safetensors"] {
+        let attached = client.attach(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(attached.tensor(&name[..1]).is_some(), "{name}");
+    }
+    let (code, message) = refused(client.attach("same.safetensors"));
+    assert!(code == ErrorCode::Ambiguous && message.contains("same-safetensors-2"), "{code} {message}");
+}
+
+/// A repair is over before anybody has asked, so the client is told that there was something to repair.
+#[test]
+fn a_fault_that_is_repaired_at_once_is_not_missed_and_stays_until_it_is_accepted() {
+    let home = Home::new();
+    let daemon = Daemon::start(
+        &home,
+        &["--on-failure", "repair", "--repairs-per-day", "0", "--repeat-faults", "0", "--allow-drill"],
+    );
+    let client = client::connect_to(&daemon.attach()).unwrap();
+    let attached = client.attach("big-bin").unwrap();
+    let watch = attached.watch().unwrap();
+    assert!(watch.is_verified(), "{}", watch.standing());
+    // Until it is good again, every look at it says so: then that it was not.
+    let lapsed = |times: u64| {
+        let begun = std::time::Instant::now();
+        while watch.standing() != (Standing::Lapsed { times }) {
+            assert!(begun.elapsed() < WAIT && !watch.is_verified(), "{}", watch.standing());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    daemon.told(&["drill", "big-bin", "--byte", "5", "--bit", "1"]);
+    let standing = watch.wait_while_verified(WAIT);
+    assert!(matches!(standing, Standing::Lapsed { .. } | Standing::NotVerified { .. }), "{standing}");
+    lapsed(1);
+    attached.verify().expect("the repair is seen in place");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!watch.is_verified(), "a good state later does not make it undone: {}", watch.standing());
+    watch.accept();
+    assert!(watch.is_verified(), "{}", watch.standing());
+
+    // Three more, each in a block of its own and each repaired before the next.
+    for (times, block) in (1..).zip([0_u64, 1, 2]) {
+        let byte = (block << 20) + 77;
+        daemon.told(&["drill", "big-bin", "--byte", &byte.to_string(), "--bit", "6"]);
+        let _ = watch.wait_while_verified(WAIT);
+        lapsed(times);
+    }
+    assert!(watch.wait_until_verified(WAIT).is_verified(), "to wait is to accept");
+    assert!(watch.is_verified());
 }
 
 #[test]
@@ -244,6 +323,8 @@ fn digests_that_are_on_no_list_and_versions_that_nobody_speaks_are_refused() {
     client.attach("small-bin").unwrap().verify().unwrap();
     let (code, message) = refused(client.attach("big-bin"));
     assert!(code == ErrorCode::ForbiddenDigest && message.contains("[attach] digests"), "{code} {message}");
+    let (code, message) = refused(client.attach("nobody"));
+    assert!(code == ErrorCode::UnknownShard && !message.contains("big-bin"), "{code} {message}");
     let ids: Vec<_> = client.list().unwrap().into_iter().map(|shard| shard.shard_id).collect();
     assert_eq!(ids, ["small-bin"], "what nobody may have is not shown");
     let mut raw = Raw::connect(&daemon.attach());

@@ -22,6 +22,9 @@ pub(super) fn parse(bytes: &[u8], algorithm: Option<Algorithm>) -> Result<BTreeM
     for (line, text) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let wrong = |reason| ManifestError::Line { line, reason };
         let text = std::str::from_utf8(text).map_err(|_| wrong("it is not UTF-8"))?;
+        if text.ends_with('\r') {
+            return Err(wrong("it has Windows line ends"));
+        }
         let (is_escaped, text) = match text.strip_prefix('\\') {
             Some(rest) => (true, rest),
             None => (false, text),
@@ -135,7 +138,9 @@ mod tests {
         ] {
             assert!(matches!(read(&bad), Err(ManifestError::Line { .. })), "{bad}: {:?}", read(&bad));
         }
-        for bad in ["/etc/passwd", "../a", "a/../b", "a//b", "", ".", "a/", "a\r"] {
+        let windows = read(&format!("{HEX}  a\r\n{HEX}  b\r\n")).unwrap_err().to_string();
+        assert!(windows.contains("line 1") && windows.contains("Windows line ends"), "{windows}");
+        for bad in ["/etc/passwd", "../a", "a/../b", "a//b", "", ".", "a/"] {
             assert!(matches!(read(&format!("{HEX}  {bad}")), Err(ManifestError::Name { .. })), "{bad}");
         }
         assert!(matches!(read(&format!("\\{HEX}  a\\nb")), Err(ManifestError::Name { .. })));

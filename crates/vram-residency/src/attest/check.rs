@@ -90,7 +90,9 @@ pub enum Refusal {
         asked: Nonce,
     },
     /// It is too old.
-    #[error("the {what} is {age:?} old and {max_age:?} are allowed; ask for another")]
+    #[error(
+        "the {what} is {:.1} s old and {} s are allowed; ask for another", .age.as_secs_f64(), .max_age.as_secs_f64()
+    )]
     Stale {
         /// What is too old.
         what: Box<str>,
@@ -100,7 +102,10 @@ pub enum Refusal {
         max_age: Duration,
     },
     /// It comes from the future.
-    #[error("the {what} lies {ahead:?} ahead of this machine's clock and {max_skew:?} are allowed; set the clocks")]
+    #[error(
+        "the {what} lies {:.1} s ahead of this machine's clock and {} s are allowed; set the clocks",
+        .ahead.as_secs_f64(), .max_skew.as_secs_f64()
+    )]
     Future {
         /// What lies ahead.
         what: Box<str>,
@@ -111,7 +116,8 @@ pub enum Refusal {
     },
     /// A subject is no model that the policy names.
     #[error(
-        "the bytes of '{name}' are {digest}, which the policy does not allow; use other weights or change the policy"
+        "the bytes of '{name}' are {digest}, which the policy does not allow: they are not the weights that were \
+         approved; trust nothing that they answer"
     )]
     Digest {
         /// The subject's name.

@@ -97,6 +97,12 @@ impl Envelope {
         if envelope.to_text().as_bytes() == bytes { Ok(envelope) } else { Err(Refusal::NotCanonical) }
     }
 
+    /// The payload as it came, whoever wrote it: to show what the own daemon just answered, and to believe nothing.
+    #[must_use]
+    pub fn unverified(&self) -> &[u8] {
+        &self.payload
+    }
+
     /// The key that is said to have signed.
     #[must_use]
     pub const fn key_id(&self) -> KeyId {

@@ -122,7 +122,9 @@ pub fn connect_to(socket: &Path) -> Result<Client, ClientError> {
 #[must_use]
 pub fn default_socket() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    variable("VRAM_ATTACH_SOCKET").or_else(|| {
+    // What is meant for this alone may also be relative to the present directory.
+    let own = std::env::var_os("VRAM_ATTACH_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
+    own.or_else(|| {
         let dir = variable("XDG_RUNTIME_DIR")
             .or_else(|| variable("XDG_STATE_HOME").map(|state| state.join("vram")))
             .or_else(|| variable("HOME").map(|home| home.join(".local/state/vram")))?;
@@ -142,7 +144,8 @@ impl Client {
         }
     }
 
-    /// Maps a shard: by its id, by the name of a model that has one shard only, or by `blake3:` and its digest.
+    /// Maps a shard: by its id, by the name of a model that has one shard only, by the name of its file where only one
+    /// shard has it, or by `blake3:` and its digest.
     ///
     /// # Errors
     /// [`ClientError::Refused`] with the daemon's reason, [`ClientError::Map`], [`ClientError::Seal`],

@@ -225,6 +225,8 @@ impl Daemon {
         let message = said("message").ok_or_else(|| self.odd(status.as_str()))?.to_owned();
         let integrity = value.get("integrity").and_then(Value::as_bool).unwrap_or(false);
         Err(match said("kind") {
+            Some("approval") => Failure::integrity("approval", message),
+            Some("unexpected-digest") if integrity => Failure::integrity("unexpected-digest", message),
             _ if integrity => Failure::integrity("verification", message),
             Some("usage") => Failure::usage(message),
             Some("leased") => Failure::new("leased", message),

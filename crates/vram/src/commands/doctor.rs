@@ -80,6 +80,7 @@ pub(super) fn run(doctor: &Doctor, global: &Global, out: &Out) -> Result<(), Fai
     checks.extend(exposed.map(|exposed| Check::note("directory", exposed.detail, exposed.remedy)));
     checks.push(seal_key(global));
     checks.push(log_key(global));
+    checks.push(attest_key());
     checks.push(Check::note(
         "cuda",
         "not in this build",
@@ -342,6 +343,21 @@ fn seal_key(global: &Global) -> Check {
             let remedy = format!("make it with: {}", state::MAKE_KEY);
             Check::problem(name, format!("{shown} cannot be opened: {error}"), Some(remedy))
         }
+    }
+}
+
+fn attest_key() -> Check {
+    let name = "attest key";
+    let path = match state::attest_key_path(None) {
+        Ok((path, _)) => path,
+        Err(failure) => return Check::problem(name, failure.message, None),
+    };
+    if state::is_absent(&path) {
+        return Check::ok(name, "there is none, so nothing is attested; vram attest --keygen makes it");
+    }
+    match state::attest_key(&path) {
+        Ok(key) => Check::ok(name, format!("{} signs attestations as {}", path.display(), key.public())),
+        Err(failure) => Check::problem(name, failure.message, None),
     }
 }
 

@@ -141,7 +141,7 @@ fn seal_all(
             request = request.expecting(expect);
         }
         let hashed = manager.sha256_bytes();
-        let shard = manager.seal_file(&job.file, &request)?;
+        let shard = manager.seal_file(&job.file, &request).map_err(|error| job.retell(error))?;
         let sealing = started.elapsed();
         let hashed = manager.sha256_bytes().saturating_sub(hashed);
         let verified = manager.verify_sealed(&shard)?;
@@ -202,16 +202,7 @@ fn show(report: &ShardReport, sealing: Duration, verifying: Duration, out: &Out)
         out.line(format_args!("  expected    {expected}: as expected"));
     }
     if let Some(approval) = &report.approval {
-        let by = match &approval.signer {
-            Some(key) => format!("{} signed by the key {key}", approval.form),
-            None => format!("{} {}", approval.form, approval.manifest),
-        };
-        let how = match (approval.sha256_bytes, approval.remembered) {
-            (0, true) => "; its SHA-256 was approved before, so none was computed",
-            (0, false) => "",
-            _ => "; SHA-256 computed while it was loaded",
-        };
-        out.line(format_args!("  approved    {} by the {by}{how}", approval.approved));
+        out.line(format_args!("  approved    {} by the {}{}", approval.approved, approval.by(), approval.how()));
     }
     out.line(format_args!("  memory      {}, {}", report.residency, report.protection));
     out.line(format_args!(

@@ -33,6 +33,25 @@ pub(super) fn shard_line(what: &str, shard: &Value, out: &Out) {
         size(number(shard, "bytes")),
         text(shard, "digest")
     ));
+    if let Some(approval) = approval(shard) {
+        out.line(format_args!("  approved {approval}"));
+    }
+}
+
+/// What approved a shard, where something did.
+fn approval(shard: &Value) -> Option<String> {
+    let approval = shard.get("approval").filter(|approval| !approval.is_null())?;
+    let by = match approval.get("signer").and_then(Value::as_str) {
+        Some(key) => format!("signed by the key {key}"),
+        None => text(approval, "manifest").to_owned(),
+    };
+    let remembered = approval.get("remembered").and_then(Value::as_bool).unwrap_or(false);
+    let how = match (number(approval, "sha256_bytes"), remembered) {
+        (0, true) => "; remembered, no SHA-256 was computed",
+        (0, false) => "",
+        _ => "; SHA-256 computed while it was loaded",
+    };
+    Some(format!("{} by the {} {by}{how}", text(approval, "approved"), text(approval, "form")))
 }
 
 /// The whole daemon.
@@ -44,6 +63,9 @@ pub(super) fn status(status: &Value, out: &Out) {
     out.line(format_args!("{}  {word}", out.styled(Style::Bold, printable(text(status, "worker_id")))));
     for reason in part("not_ready").as_array().into_iter().flatten().filter_map(Value::as_str) {
         out.line(format_args!("  {}", printable(reason)));
+    }
+    if status.get("require_approval").and_then(Value::as_bool).unwrap_or(false) {
+        out.line("  rule    only what a manifest approves is loaded");
     }
     let (device, scrub, audit) = (part("device"), part("scrub"), part("audit"));
     out.line(format_args!(
@@ -100,6 +122,9 @@ pub(super) fn status(status: &Value, out: &Out) {
             text(shard, "protection"),
             fault(shard)
         ));
+        if let Some(approval) = approval(shard) {
+            out.line(format_args!("{:width$}  {}", "", out.styled(Style::Dim, format_args!("approved {approval}"))));
+        }
     }
     for shard in part("unsealed").as_array().into_iter().flatten() {
         let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
@@ -174,6 +199,7 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     out.line(format_args!("  size        {} bytes, {} tensors", number(shard, "bytes"), number(shard, "tensors")));
     out.line(format_args!("  digest      {}", text(shard, "digest")));
     out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
+    out.line(format_args!("  approved    {}", approval(shard).unwrap_or_else(|| "by no manifest".to_owned())));
     out.line(format_args!("  sealed      {}", text(shard, "sealed_at")));
     out.line(format_args!(
         "  verified    {}; the oldest block {:.1} s ago, passes: {}",

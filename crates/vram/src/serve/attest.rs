@@ -36,6 +36,14 @@ impl KeyFile {
         }
         Ok(Self { path })
     }
+
+    /// Why the key that is there cannot be used, if it cannot.
+    pub(super) fn problem(&self) -> Option<String> {
+        if state::is_absent(&self.path) {
+            return None;
+        }
+        state::attest_key(&self.path).err().map(|failure| failure.message)
+    }
 }
 
 impl Registry {
@@ -43,7 +51,8 @@ impl Registry {
     pub(super) fn attest(&self, key: &KeyFile, body: &AttestBody) -> Result<Attestation, Failure> {
         let nonce: Nonce = body.nonce.parse().map_err(|error| Failure::usage(format!("{error}")))?;
         if state::is_absent(&key.path) {
-            let message = "this daemon has no key to attest with; make it with vram attest --keygen";
+            let make = state::make_attest_key(&key.path);
+            let message = format!("this daemon has no key to attest with; make it with: {make}");
             return Err(Failure::new("no-key", message));
         }
         let key = state::attest_key(&key.path)?;

@@ -81,9 +81,6 @@ impl Models {
             let wrong = match (&source.manifest, &source.manifest_key, files.is_empty()) {
                 (None, Some(_), _) => "manifest_key is given without a manifest: name that too",
                 (Some(_), _, true) => "a manifest is given without files: name the files or the directory too",
-                (None, _, false) if options.require_approval => {
-                    "require_approval is set and files are named without a manifest: name one with --manifest"
-                }
                 _ => continue,
             };
             return Err(Failure::usage(wrong));

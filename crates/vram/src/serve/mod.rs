@@ -81,8 +81,11 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     let note = choose_device(settings.device)?;
-    let Planned { mut jobs, parts, unreadable } = plan(&settings)?;
+    let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
+    if let Some(wrong) = attest_key.problem() {
+        out.warn(format_args!("warning: nothing can be attested: {wrong}"));
+    }
     let token = settings.token_file.as_deref().map(auth::Token::read).transpose()?;
     let cannot_start = |error: std::io::Error| Failure::new("system", format!("the daemon cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -132,7 +135,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     if let Some(note) = note {
         out.line(out.styled(Style::Dim, note));
     }
-    let approved = approve::refuse_unreadable(&manager, unreadable);
+    let approved = if unapproved { Err(approve::refuse_without(&manager)) } else { Ok(()) };
+    let approved = approved.and_then(|()| approve::refuse_unreadable(&manager, unreadable));
     let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, &manager, &trail, out));
     let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
     let subject_key = subject_key(out);
@@ -208,10 +212,16 @@ struct Planned {
     parts: Vec<usize>,
     /// A file with a manifest that is no model.
     unreadable: Option<Failure>,
+    /// Files without a manifest where one is required.
+    unapproved: bool,
 }
 
 fn plan(settings: &Settings) -> Result<Planned, Failure> {
     let mut planned = Planned::default();
+    let is_unapproved = |models: &config::Models| !models.files.is_empty() && models.source.manifest.is_none();
+    if settings.require_approval && settings.models.iter().any(is_unapproved) {
+        return Ok(Planned { unapproved: true, ..planned });
+    }
     for models in &settings.models {
         let taken: Vec<ShardId> = planned.jobs.iter().map(|job| job.shard_id).collect();
         let more = jobs::plan(&models.files, settings.format, None, None, &taken);
@@ -345,6 +355,9 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
             shard.protection,
             shard.digest
         ));
+        if let Some(approval) = &shard.approval {
+            out.line(format_args!("  approved    {} by the {}{}", approval.approved, approval.by(), approval.how()));
+        }
     }
     out.line(format_args!(
         "{} {} resident; every block is checked within {:?} at a budget of {}; a failed check is answered by {}",
@@ -354,6 +367,9 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
         status.scrub.budget,
         status.on_failure
     ));
+    if status.require_approval {
+        out.line("  approval    only what a manifest approves is loaded");
+    }
     out.line(format_args!("  http        http://{listen}/"));
     out.line(format_args!("  socket      {}", printable(&settings.socket.to_string_lossy())));
     if let Some(handout) = handout {

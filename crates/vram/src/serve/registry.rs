@@ -24,7 +24,7 @@ use super::recent::Recent;
 use super::report::{Drilled, Released, ShardView, UnsealedView};
 use super::retention::Retention;
 use super::since::Since;
-use crate::approve::{self, Approved, Source};
+use crate::approve::{self, ApprovalView, Approved, Source};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::session::Trail;
@@ -36,6 +36,14 @@ struct Place {
     format: Format,
     /// What a manifest says of it, where one does.
     approved: Option<Approved>,
+    /// Bytes that were hashed with SHA-256 when it was loaded.
+    sha256_bytes: u64,
+}
+
+impl Place {
+    fn approval(&self) -> Option<ApprovalView> {
+        self.approved.as_ref().map(|approved| approved.view(self.sha256_bytes))
+    }
 }
 
 enum Held {
@@ -109,16 +117,19 @@ impl Registry {
 
     /// Seals a file and watches it, unless it is told to stop.
     pub(super) fn load(&self, job: Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<ShardView, Failure> {
-        let shard = self.seal(&job, progress, stop)?;
-        Ok(self.keep(shard, &job.file, job.approved))
+        let (shard, hashed) = self.seal(&job, progress, stop)?;
+        Ok(self.keep(shard, &job.file, job.approved, hashed))
     }
 
-    fn seal(&self, job: &Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<SealedShard, Failure> {
+    /// The shard, and how many bytes its SHA-256 was computed of.
+    fn seal(&self, job: &Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<(SealedShard, u64), Failure> {
         let request = job.request().reporting(progress).unless(stop);
-        let shard = self.manager.seal_file(&job.file, &request)?;
+        let hashed = self.manager.sha256_bytes();
+        let shard = self.manager.seal_file(&job.file, &request).map_err(|error| job.retell(error))?;
+        let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(&verified);
-        Ok(shard)
+        Ok((shard, hashed))
     }
 
     /// Loads what files hold.
@@ -129,32 +140,31 @@ impl Registry {
         source: &Source,
     ) -> Result<Vec<ShardView>, Failure> {
         let _changing = lock(&self.changing);
+        if self.require_approval && source.manifest.is_none() {
+            return Err(approve::refuse_without(&self.manager));
+        }
         let planned = jobs::plan(files, format, None, None, &self.ids());
         let (mut jobs, unreadable) = approve::readable(planned, files, source)?;
         approve::refuse_unreadable(&self.manager, unreadable)?;
-        match source.open(&self.manager, &self.audit_dir)? {
-            Some(approver) => drop(approver.approve(files, &mut jobs, &self.manager)?),
-            None if self.require_approval => {
-                let message = "this daemon loads only what a manifest approves; name it with --manifest";
-                return Err(Failure::new("forbidden", message));
-            }
-            None => {}
+        if let Some(approver) = source.open(&self.manager, &self.audit_dir)? {
+            drop(approver.approve(files, &mut jobs, &self.manager)?);
         }
         // A model is resident as a whole or not at all: nobody sees any of it before all of it is good.
         let mut sealed = Vec::with_capacity(jobs.len());
         for job in jobs {
-            let shard = self
+            let (shard, hashed) = self
                 .seal(&job, &|_| (), &|| false)
                 .map_err(|failure| Failure { message: format!("{}: {}", job.shard_id, failure.message), ..failure })?;
-            sealed.push((shard, job));
+            sealed.push((shard, job, hashed));
         }
-        Ok(sealed.into_iter().map(|(shard, job)| self.keep(shard, &job.file, job.approved)).collect())
+        Ok(sealed.into_iter().map(|(shard, job, hashed)| self.keep(shard, &job.file, job.approved, hashed)).collect())
     }
 
-    fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>) -> ShardView {
+    fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>, sha256_bytes: u64) -> ShardView {
         self.scrubber.watch(&shard, Some(file.shared_source()));
-        let view = self.view(&shard);
-        let place = Place { held: Held::Sealed(shard), path: file.path().to_owned(), format: file.format(), approved };
+        let (path, format) = (file.path().to_owned(), file.format());
+        let place = Place { held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes };
+        let view = self.view_with(&shard, place.approval());
         lock(&self.places).insert(view.shard_id, place);
         view
     }
@@ -172,7 +182,7 @@ impl Registry {
         };
         self.record_revoked(&revoked);
         let released = match &place.held {
-            Held::Sealed(shard) => Released::Sealed(Box::new(self.view(shard))),
+            Held::Sealed(shard) => Released::Sealed(Box::new(self.view_with(shard, place.approval()))),
             Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed))),
             Held::Busy => return Err(busy(shard_id)),
         };
@@ -226,15 +236,23 @@ impl Registry {
         if let Some(approved) = &approved {
             request = request.approved(approved.approval());
         }
+        let hashed = self.manager.sha256_bytes();
         match unsealed.reseal_file(&file, &request) {
             Ok(shard) => {
-                let view = self.keep(shard.clone(), &file, approved.clone());
+                let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
+                let view = self.keep(shard.clone(), &file, approved.clone(), hashed);
                 self.manager.verify_sealed(&shard)?;
                 Ok(ShardView { state: shard.state(), ..view })
             }
             Err(refused) => {
                 self.replace(shard_id, Held::Unsealed(Box::new(refused.unsealed)))?;
-                let failure = Failure::from(refused.error);
+                let failure = match &approved {
+                    Some(approved) => {
+                        let remedy = "for other weights, release it and load it with its new manifest";
+                        approved.retell(refused.error, &path, remedy)
+                    }
+                    None => Failure::from(refused.error),
+                };
                 let message = format!("{}; '{shard_id}' is still unsealed: reseal it or release it", failure.message);
                 Err(Failure { message, ..failure })
             }

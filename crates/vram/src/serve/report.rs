@@ -11,6 +11,8 @@ use vram_residency::digest::Digest;
 use vram_residency::scrub::ScrubStatus;
 use vram_residency::{Fault, ShardId, ShardState};
 
+use crate::approve::ApprovalView;
+
 /// Everything at one glance.
 #[derive(Debug, Serialize)]
 pub(crate) struct StatusView {
@@ -24,6 +26,8 @@ pub(crate) struct StatusView {
     /// Why not, where not.
     pub(crate) not_ready: Vec<String>,
     pub(crate) on_failure: &'static str,
+    /// Whether only what a manifest approves is loaded.
+    pub(crate) require_approval: bool,
     pub(crate) device: DeviceView,
     pub(crate) scrub: ScrubStatus,
     pub(crate) audit: AuditView,
@@ -129,6 +133,8 @@ pub(crate) struct ShardView {
     pub(crate) state_since: String,
     pub(crate) residency: Residency,
     pub(crate) protection: Protection,
+    /// By which manifest it was approved, where it was.
+    pub(crate) approval: Option<ApprovalView>,
     pub(crate) sealed_at: String,
     pub(crate) last_verified_at: String,
     pub(crate) oldest_age_seconds: f64,

@@ -11,9 +11,10 @@ use audit_logging::{Clock, SystemClock};
 use hyper::Method;
 use serde::Serialize;
 use serde_json::json;
-use vram_residency::attest::envelope::MAX_ENVELOPE;
+use vram_residency::attest::envelope::{Envelope, MAX_ENVELOPE};
 use vram_residency::attest::statement::Statement;
 use vram_residency::attest::{self, AttestKey, Nonce};
+use vram_residency::digest::Digest;
 
 use super::control::Daemon;
 use crate::cli::Attest;
@@ -37,8 +38,16 @@ fn ask(options: &Attest, nonce: &Nonce, out: &Out) -> Result<(), Failure> {
     let shards: Vec<&str> = options.shards.iter().map(vram_residency::ShardId::as_str).collect();
     let body = json!({ "nonce": nonce.to_string(), "shards": shards });
     let envelope = Daemon::new(&options.socket)?.ask_bytes(Method::POST, "/v1/attest", Some(&body))?;
+    // Shown here only; whoever checks it reads it behind the signature.
+    let statement = Envelope::parse(&envelope).and_then(|said| Statement::parse(said.unverified())).ok();
+    let log = statement.and_then(|statement| statement.predicate.audit_log);
+    let is_signed = log.is_some_and(|log| log.checkpoint.is_some());
+    let unsigned = "the audit log is not signed, so the attestation names no checkpoint of it; vram audit keygen";
     let Some(path) = &options.output else {
         out.verbatim(&envelope);
+        if !is_signed {
+            out.warn(format_args!("note: {unsigned}"));
+        }
         return Ok(());
     };
     let shown = path.display();
@@ -46,10 +55,13 @@ fn ask(options: &Attest, nonce: &Nonce, out: &Out) -> Result<(), Failure> {
     written.map_err(|error| {
         Failure::new("output", format!("{shown} cannot be written: {error}; name another file with --output"))
     })?;
-    let digest = vram_residency::digest::Digest::of(&envelope);
+    let digest = Digest::of(&envelope);
     out.line(format_args!("{} attested, {} bytes in {shown}", out.styled(Style::Green, "ok"), envelope.len()));
-    out.line(format_args!("  the audit log knows it as {digest}"));
-    out.object(&json!({ "file": path, "bytes": envelope.len(), "envelope": digest }));
+    out.line(format_args!("  BLAKE3      {digest}, of the file, and the envelope of the record AttestationMade"));
+    if !is_signed {
+        out.line(format_args!("  note        {unsigned}"));
+    }
+    out.object(&json!({ "file": path, "bytes": envelope.len(), "envelope": digest, "log_signed": is_signed }));
     Ok(())
 }
 
@@ -57,6 +69,8 @@ fn ask(options: &Attest, nonce: &Nonce, out: &Out) -> Result<(), Failure> {
 struct Believed<'a> {
     ok: bool,
     key: String,
+    /// BLAKE3 of the file: the record of the attestation has it as its envelope.
+    envelope: Digest,
     age_seconds: f64,
     nonce_checked: bool,
     statement: &'a Statement,
@@ -94,14 +108,18 @@ fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result
     }
     out.line(format_args!("  signed      {}, {:.1} s ago", rfc3339(predicate.attested_at), checked.age.as_secs_f64()));
     out.line(format_args!("  key         {}", checked.key_id));
+    let envelope = Digest::of(&bytes);
+    out.line(format_args!("  BLAKE3      {envelope}, of the file, and the envelope of the record AttestationMade"));
     match &predicate.audit_log {
         Some(log) => {
-            let checkpoint =
-                log.checkpoint.as_ref().map(|point| format!(", checkpoint {} of {}", point.size, point.origin));
+            let signed = match &log.checkpoint {
+                Some(point) => format!("checkpoint {} of {}", point.size, printable(&point.origin)),
+                None => "not signed: no checkpoint".to_owned(),
+            };
+            let last = log.sequence;
             out.line(format_args!(
-                "  audit log   record {}{}",
-                log.sequence,
-                printable(&checkpoint.unwrap_or_default())
+                "  audit log   record {last} was its last one when this was signed, and AttestationMade comes behind it; \
+                 {signed}"
             ));
         }
         None => out.line("  audit log   none"),
@@ -109,6 +127,7 @@ fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result
     out.object(&Believed {
         ok: true,
         key: checked.key_id.to_string(),
+        envelope,
         age_seconds: checked.age.as_secs_f64(),
         nonce_checked: nonce.is_some(),
         statement: &checked.statement,

@@ -1,13 +1,17 @@
 //! Which shards are lent to other processes, and what keeps one from being given up.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use vram_residency::handout::ErrorCode;
 use vram_residency::{HandoutEvent, SealedShard, ShardId};
 
-use super::{Held, Registry, lock};
+use super::{Held, Place, Registry, lock};
 use crate::exit::Failure;
 use crate::serve::handout::{Gone, Leases, Refusal, Rules, Which};
+
+/// Ids that a refusal names, at most.
+const SHOWN: usize = 8;
 
 impl Registry {
     pub(in crate::serve) fn leases(&self) -> &Leases {
@@ -42,24 +46,16 @@ impl Registry {
         client: u64,
     ) -> Result<(SealedShard, u64), Refusal> {
         let places = lock(&self.places);
-        let matching = places.iter().filter(|(shard_id, place)| match (which, &place.held) {
-            (Which::Digest(digest), Held::Sealed(shard)) => shard.digest() == *digest,
-            (Which::Digest(_), _) => false,
-            (Which::Name(name), Held::Sealed(shard)) => shard_id.as_str() == name || is_called(shard, name),
-            (Which::Name(name), _) => shard_id.as_str() == name,
-        });
-        let mut matching: Vec<_> = matching.collect();
-        if let Which::Name(name) = which {
-            // An id is one shard's alone; models may share a name.
-            if let Some(exact) = matching.iter().position(|(shard_id, _)| shard_id.as_str() == name) {
-                matching = vec![matching.swap_remove(exact)];
+        let matching = match which {
+            Which::Digest(digest) => {
+                let is_it = |place: &Place| matches!(&place.held, Held::Sealed(shard) if shard.digest() == *digest);
+                places.iter().filter(|(_, place)| is_it(place)).collect()
             }
-            if matching.len() > 1 {
-                let ids: Vec<_> = matching.iter().take(8).map(|(shard_id, _)| shard_id.as_str()).collect();
-                let message =
-                    format!("{} shards are called so: {}; ask for one by its id", matching.len(), ids.join(", "));
-                return Err(Refusal::new(ErrorCode::Ambiguous, message));
-            }
+            Which::Name(name) => called(&places, name),
+        };
+        if matches!(which, Which::Name(_)) && matching.len() > 1 {
+            let message = format!("several shards are called so{}; ask for one by its id", ids(&matching, rules, ": "));
+            return Err(Refusal::new(ErrorCode::Ambiguous, message));
         }
         let mut refused = None;
         for (shard_id, place) in matching {
@@ -75,8 +71,17 @@ impl Registry {
             };
             refused = Some(refusal.of(*shard_id));
         }
-        let message = "there is no such shard; ask for a list, or vram status";
-        Err(refused.unwrap_or_else(|| Refusal::new(ErrorCode::UnknownShard, message)))
+        Err(refused.unwrap_or_else(|| {
+            let all: Vec<_> = places.iter().collect();
+            let message = match (which, ids(&all, rules, "")) {
+                (Which::Name(name), _) if name.starts_with("sha256:") => {
+                    "shards are asked for by blake3:HEX, not by SHA-256; vram status shows their digests".to_owned()
+                }
+                (_, ids) if ids.is_empty() => "there is no such shard, nor any other that you may have".to_owned(),
+                (_, ids) => format!("there is no such shard; there are: {ids}"),
+            };
+            Refusal::new(ErrorCode::UnknownShard, message)
+        }))
     }
 
     fn lend_this(&self, shard: &SealedShard, rules: &Rules, client: u64) -> Result<u64, Refusal> {
@@ -109,8 +114,32 @@ impl Registry {
     }
 }
 
-/// Whether a shard's model is called so: as a whole, or by the last part of its path.
-fn is_called(shard: &SealedShard, name: &str) -> bool {
-    let model = shard.model_ref();
-    model == name || model.rsplit('/').next() == Some(name)
+/// The shards that are called so: the one with that id, else those of a model with that name, as a whole or by the last
+/// part of its path, else those whose files have that name.
+fn called<'a>(places: &'a BTreeMap<ShardId, Place>, name: &str) -> Vec<(&'a ShardId, &'a Place)> {
+    let of_model = |place: &Place| match &place.held {
+        Held::Sealed(shard) => shard.model_ref() == name || shard.model_ref().rsplit('/').next() == Some(name),
+        Held::Unsealed(_) | Held::Busy => false,
+    };
+    let by_file = |place: &Place| place.path.file_name().is_some_and(|file| file == name);
+    if let Some(exact) = places.iter().find(|(shard_id, _)| shard_id.as_str() == name) {
+        return vec![exact];
+    }
+    let of_models: Vec<_> = places.iter().filter(|(_, place)| of_model(place)).collect();
+    if of_models.is_empty() { places.iter().filter(|(_, place)| by_file(place)).collect() } else { of_models }
+}
+
+/// A few ids, of shards that may be lent, behind a word; nothing where there are none.
+fn ids(places: &[(&ShardId, &Place)], rules: &Rules, before: &str) -> String {
+    let allowed = places.iter().filter(|(_, place)| match &place.held {
+        Held::Sealed(shard) => rules.allows(shard.digest()),
+        Held::Unsealed(_) | Held::Busy => false,
+    });
+    let all: Vec<&str> = allowed.map(|(shard_id, _)| shard_id.as_str()).collect();
+    let shown: Vec<&str> = all.iter().copied().take(SHOWN).collect();
+    match all.len().saturating_sub(shown.len()) {
+        _ if all.is_empty() => String::new(),
+        0 => format!("{before}{}", shown.join(", ")),
+        more => format!("{before}{} and {more} more", shown.join(", ")),
+    }
 }

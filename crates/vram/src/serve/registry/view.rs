@@ -8,6 +8,7 @@ use vram_residency::scrub::ScrubStatus;
 use vram_residency::{SealedShard, ShardId};
 
 use super::{Held, Place, Registry, lock, unsealed_view};
+use crate::approve::ApprovalView;
 use crate::exit::Failure;
 use crate::output::rfc3339;
 use crate::serve::blocks;
@@ -37,7 +38,7 @@ impl Registry {
         let (mut shards, mut unsealed) = (Vec::new(), Vec::new());
         for (shard_id, place) in &*lock(&self.places) {
             match &place.held {
-                Held::Sealed(shard) => shards.push(self.view(shard)),
+                Held::Sealed(shard) => shards.push(self.view_with(shard, place.approval())),
                 Held::Unsealed(without) => unsealed.push(unsealed_view(without)),
                 Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
             }
@@ -54,6 +55,7 @@ impl Registry {
             ready_since: rfc3339(self.since.readiness(health.ok, now)),
             not_ready: health.reasons,
             on_failure: self.manager.policy().on_failure.as_str(),
+            require_approval: self.require_approval,
             device: DeviceView {
                 info: self.manager.device(),
                 total_bytes: capacity.total_bytes,
@@ -146,6 +148,12 @@ impl Registry {
     }
 
     pub(super) fn view(&self, shard: &SealedShard) -> ShardView {
+        let approval = lock(&self.places).get(shard.shard_id()).and_then(Place::approval);
+        self.view_with(shard, approval)
+    }
+
+    /// The same, also where the places are locked.
+    pub(super) fn view_with(&self, shard: &SealedShard, approval: Option<ApprovalView>) -> ShardView {
         let scrub = self.scrubber.shard_status(shard);
         let state = shard.state();
         ShardView {
@@ -160,6 +168,7 @@ impl Registry {
             state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
             residency: shard.residency(),
             protection: shard.protection(),
+            approval,
             sealed_at: rfc3339(shard.sealed_at_ns()),
             last_verified_at: rfc3339(shard.last_verified_ns()),
             oldest_age_seconds: shard.oldest_age().as_secs_f64(),

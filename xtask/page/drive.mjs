@@ -4,15 +4,17 @@
 import { execFileSync } from "node:child_process";
 import { createRequire } from "node:module";
 import { mkdirSync, writeFileSync } from "node:fs";
+import { createConnection } from "node:net";
 import assert from "node:assert/strict";
 import { synthetic, measure } from "./large.mjs";
 
-const { PAGE_TOOLS, CHROMIUM, CHROMIUM_LIBRARIES, BASE, VRAM, SOCKET, SHARD, PERIOD_S, DAEMON_PID, SHOTS, FONTS } = process.env;
+const { PAGE_TOOLS, CHROMIUM, CHROMIUM_LIBRARIES, BASE, VRAM, SOCKET, SHARD, PERIOD_S, DAEMON_PID, HOSTILE, ATTACH, SHOTS, FONTS } = process.env;
 const require = createRequire(`${PAGE_TOOLS}/package.json`);
 const { chromium } = require("playwright-core");
 const axe = require("axe-core");
 
 const period = Number(PERIOD_S) * 1000;
+const OTHER = "model-0-bin";
 const say = (text) => console.log(text);
 const vram = (...words) => JSON.parse(execFileSync(VRAM, [...words, "--json", "--socket", SOCKET], { encoding: "utf8" }));
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -72,11 +74,14 @@ async function accessible(page, what) {
   checked += 1;
 }
 
-async function shoot(page, name) {
+// What is in the window, or from the top of one part of the page to the end of another.
+async function shoot(page, name, from, to) {
   if (!SHOTS) return;
   mkdirSync(SHOTS, { recursive: true });
   await page.evaluate(() => scrollTo(0, 0));
-  const png = await page.screenshot();
+  const parts = to && await page.evaluate((parts) => parts.map((part) => document.querySelector(part).getBoundingClientRect().toJSON()), [from, to]);
+  const y = parts ? Math.max(0, parts[0].top - 8) : 0;
+  const png = await page.screenshot(parts ? { fullPage: true, clip: { x: 0, y, width: page.viewportSize().width, height: parts[1].bottom + 8 - y } } : {});
   writeFileSync(`${SHOTS}/${name}.png`, png);
   say(`${name}.png: ${Math.round(png.length / 1024)} KiB`);
 }
@@ -91,6 +96,34 @@ const red = (page, block) => page.evaluate(([id, block]) => {
   for (let at = 0; at < data.length; at += 4) if (data[at] === 179 && data[at + 1] === 0 && data[at + 2] === 15) count += 1;
   return count / (data.length / 4);
 }, [SHARD, block]);
+const figure = (page, id = SHARD) => page.locator(`section[aria-label="Blocks of ${id}"]`);
+const readoutOf = (page, id = SHARD) => figure(page, id).locator(".readout");
+const summaryOf = (page, id = SHARD) => figure(page, id).locator("> p").first();
+
+// A client of the attach socket: it holds leases until the connection ends.
+async function attach(...shards) {
+  const socket = createConnection(ATTACH);
+  const said = [];
+  let rest = Buffer.alloc(0);
+  socket.on("data", (more) => {
+    rest = Buffer.concat([rest, more]);
+    while (rest.length >= 4 && rest.length >= 4 + rest.readUInt32LE(0)) {
+      said.push(JSON.parse(rest.subarray(4, 4 + rest.readUInt32LE(0))));
+      rest = rest.subarray(4 + rest.readUInt32LE(0));
+    }
+  });
+  socket.on("error", (error) => said.push({ type: "error", message: error.message }));
+  for (const message of [{ type: "hello", version: 1 }, ...shards.map((shard) => ({ type: "attach", shard }))]) {
+    const body = Buffer.from(JSON.stringify(message)), length = Buffer.alloc(4);
+    length.writeUInt32LE(body.length);
+    socket.write(Buffer.concat([length, body]));
+  }
+  const attached = () => said.filter((one) => one.type === "attached").length;
+  for (let turn = 0; attached() < shards.length && turn < 200; turn += 1) await sleep(20);
+  assert.deepEqual([attached(), said.filter((one) => one.type === "error")], [shards.length, []], `attached to ${shards}`);
+  return socket;
+}
+
 const marked = (page) => page.$$eval("#maps li", (items) => items.map((item) => [item.dataset.state, item.textContent]));
 
 try {
@@ -111,24 +144,29 @@ try {
   await until(page, "events are live", async () => (await page.textContent("#stream")) === "As they are made.");
   await shoot(page, "page-light");
   await shoot(night, "page-dark");
-  await shoot(phone, "page-phone");
+  await shoot(phone, "page-phone", "body", "#memory");
 
   // By keyboard alone: the first stop leads past the head, and every block can be visited.
   await page.keyboard.press("Tab");
   assert.equal(await page.evaluate(() => document.activeElement.textContent), "Skip to the shards");
-  await page.focus(`section[aria-label="Blocks of ${SHARD}"] input`);
+  const slider = figure(page).locator("input");
+  await slider.focus();
   await page.keyboard.press("ArrowRight");
-  const slider = page.locator(`section[aria-label="Blocks of ${SHARD}"] input`);
   await until(page, "the block is told", async () => /^Block 1, .*found as sealed.*Holds/.test(await slider.getAttribute("aria-valuetext") ?? ""));
   // And by pointing.
-  const canvas = page.locator(`section[aria-label="Blocks of ${SHARD}"] canvas`);
-  await canvas.hover({ position: { x: 5, y: 5 } });
-  const readout = page.locator(`section[aria-label="Blocks of ${SHARD}"] .readout`);
-  await until(page, "block 0 is told", async () => /^Block 0, .*Holds/.test(await readout.textContent()));
-  // A name from the file is text: what would be a picture, or turn the line around, is neither.
-  assert.match(await readout.textContent(), /<img src=x onerror=alert\(1\)>/);
-  assert.doesNotMatch(await readout.textContent(), /\u202e/);
-  assert.equal(await page.locator("img").count(), 0);
+  await figure(page).locator("canvas").hover({ position: { x: 5, y: 5 } });
+  const readout = readoutOf(page);
+  await until(page, "block 0 is told", async () => /^Block 0, .*Holds model\.embed_tokens\.weight/.test(await readout.textContent()));
+  // What is said of it is renewed, while the pointer rests: another check, another time, and never an age of long ago.
+  const told = async () => /found as sealed (\d+\.\d)\u00a0s ago, at (\d\d:\d\d:\d\d)\u00a0UTC/.exec(await readout.textContent());
+  const [, , first] = await told();
+  await until(page, "another check of block 0 is told", async () => (await told())?.[2] !== first, 3 * period);
+  for (let turn = 0; turn < 20; turn += 1) {
+    const [text, age, at] = await told();
+    const real = (Date.now() - Date.parse(`${new Date().toISOString().slice(0, 10)}T${at}Z`)) / 1000;
+    assert.ok(Math.abs(real - age) < 2.5 && age < 2.5 * period / 1000, `${text}: ${real} s ago`);
+    await sleep(100);
+  }
   assert.equal(await page.evaluate(() => getComputedStyle(document.querySelector(".verdict")).transitionDuration), "0s");
 
   // A bit breaks. Which one, the page is not told before the daemon finds it.
@@ -150,6 +188,8 @@ try {
   await accessible(page, "desktop, light, damaged");
   await until(nightPhone, "the phone tells it too", async () => await level(nightPhone) === "verdict bad");
   await accessible(nightPhone, "phone, dark, damaged");
+  assert.equal(await page.textContent("#remedy code"), `vram repair ${SHARD}`);
+  assert.match(await page.textContent("#remedy"), /\.$/);
   await page.evaluate(() => { byId("runbook").hidden = true; });
   await shoot(page, "page-damaged");
   say(`figure a broken bit: in the headline after ${toldAfter} ms, on the map after ${turnedAfter} ms (a period is ${period} ms)`);
@@ -168,9 +208,47 @@ try {
   const rows = await page.$$eval("#event-rows tr", (rows) => rows.map((row) => [row.cells[0].textContent, row.cells[2].textContent]));
   assert.ok(rows.some(([seq, event]) => seq === String(number) && event.startsWith("BlockRepaired")), "the repair among the events");
   assert.ok(rows.some(([, event]) => event.startsWith("FaultInjected")), "the drill among the events");
+  // The map was asked for after the repair was through: green is green.
+  assert.doesNotMatch(await summaryOf(page).textContent(), /late|two periods/);
   await shoot(page, "page-repaired");
   await accessible(page, "desktop, light, repaired");
   say(`figure repaired: green after ${shownAfter} ms, with record ${number}`);
+  assert.match(await page.textContent("#others"), /Answers given from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d\u00a0UTC were suspect/);
+
+  // Who has what in use.
+  const held = [await attach(SHARD), await attach(SHARD, OTHER)];
+  await until(page, "both clients are told", async () => await page.locator("#client-rows tr").count() === 2);
+  assert.match(await page.textContent("#client-count"), /^2 clients, 3 leases/);
+  assert.match(await page.locator("#client-rows tr").last().textContent(), new RegExp(`since .*UTC.*${SHARD}, since .*${OTHER}, since`));
+  await accessible(page, "desktop, light, clients");
+  await shoot(page, "page-clients", "#clients", "#audit");
+  for (const socket of held) socket.destroy();
+  await until(page, "they have gone", async () => (await page.textContent("#client-count")) === "No client is attached.");
+
+  // A name from a file is text: what would be a picture, or turn the line around, is neither.
+  const [{ shard_id: names }] = vram("load", HOSTILE);
+  await until(page, "the names are on the page", async () => await figure(page, names).count() === 1);
+  await until(page, "their map is drawn", () => page.evaluate((id) => maps.get(id).map.drawn.count > 0, names));
+  await figure(page, names).locator("canvas").hover({ position: { x: 5, y: 5 } });
+  await until(page, "the names are told", async () => /Holds/.test(await readoutOf(page, names).textContent()));
+  assert.match(await readoutOf(page, names).textContent(), /<img src=x onerror=alert\(1\)>/);
+  assert.doesNotMatch(await readoutOf(page, names).textContent(), /\u202e/);
+  assert.equal(await page.locator("img").count(), 0);
+  vram("release", names);
+  await until(page, "they are gone", async () => await figure(page, names).count() === 0);
+
+  // A map that is older than the status, from a cache in between or made too early, calls nothing late that is not.
+  const behind = await open({ prepare: (one) => one.route("**/blocks", async (route) => {
+    const answer = await (await route.fetch()).json();
+    answer.ages = Buffer.alloc(answer.blocks, 180).toString("base64");
+    answer.time = new Date(Date.parse(answer.time) - 10000).toISOString();
+    return route.fulfill({ json: answer });
+  }) });
+  await until(behind, "the old map is drawn", () => behind.evaluate((id) => maps.get(id)?.map.drawn.count > 0, SHARD));
+  await until(behind, "all is well beside an old map", isWell(behind));
+  assert.match(await summaryOf(behind).textContent(), /blocks of 1\.0\u00a0MiB; \d+ checked within the period\.|1 repaired\.$/);
+  assert.doesNotMatch(await summaryOf(behind).textContent(), /late|two periods/);
+  await behind.close();
 
   // Without the stream of events the page knows all the same.
   const deaf = await open({ prepare: (one) => one.route("**/v1/events", (route) => route.abort()), expected: (text) => text.includes("ERR_FAILED") });
@@ -182,12 +260,17 @@ try {
   const crowded = await open({ prepare: (one) => one.route("**/v1/status", async (route) => {
     const answer = await (await route.fetch()).json();
     const place = (name, state) => ({ name, state, records: 5, lag_records: 7, last_success: null, failures: 3, last_error: `<b>${name}</b>` });
-    answer.clients = [{ pid: 4711, uid: 1000, shards: ["a", "b"], attached_at: answer.time, name: "<img src=x onerror=alert(3)>" }];
+    const lease = (shard_id, watched) => ({ lease: 1, shard_id, held_seconds: 5, watched });
+    answer.handout = { leases: 1, lingering_bytes: 3 << 20, clients: [
+      { client: 4711, connected_seconds: 90_000, leases: [lease("a", true), lease("<img src=x onerror=alert(3)>", false)] },
+      { client: 4712, connected_seconds: 1, leases: [] },
+    ] };
     Object.assign(answer.audit.evidence, { witnesses: [place("w1", "working"), place("w2", "failing")], replicas: [place("r1", "working")], quorum: 1 });
     return route.fulfill({ json: answer });
   }) });
   await until(crowded, "it is in doubt", async () => await level(crowded) === "verdict warn" && /witness w2 is failing/.test(await headline(crowded)));
-  assert.match(await crowded.textContent("#client-rows"), /4711.*<img src=x onerror=alert\(3\)>/);
+  assert.match(await crowded.textContent("#client-rows"), /^4711since \d{4}-\d\d-\d\d.*UTC \(1\u00a0d 1\u00a0h\).*<img src=x onerror=alert\(3\)>.*nobody watches it4712.*none$/);
+  assert.match(await crowded.textContent("#lingering"), /^3\.0\u00a0MiB of shards/);
   assert.equal(await crowded.locator("#elsewhere-rows tr").count(), 3);
   assert.match(await crowded.textContent("#audit-facts"), /Signed\d+ records.*Cosigned/);
   await accessible(crowded, "clients and witnesses");

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 /// Drives the browser; looks for what keeps people out. Neither is shipped, neither brings other packages along.
 const PACKAGES: [&str; 2] = ["playwright-core@1.65.1", "axe-core@4.14.1"];
 const PERIOD_S: &str = "2";
-/// Of the model on the page, in MiB.
-const TENSORS: u64 = 56;
+/// Layers of the model on the page: 7 MiB each.
+const LAYERS: usize = 8;
 
 /// `cargo xtask page [--save]`.
 pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
@@ -25,8 +25,9 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let key = key(ctx)?;
     let period = format!("{PERIOD_S}s");
     let daemon = Daemon::start(ctx, "page", &[4], &["--period", &period, "--budget", "50%", "--audit-key", &key])?;
-    let model = daemon.home.join("llama-3b.safetensors");
-    make(&model)?;
+    let (model, hostile) = (daemon.home.join("llama-tiny.safetensors"), daemon.home.join("names.safetensors"));
+    make(&model, llama())?;
+    make(&hostile, HOSTILE.map(|name| (name.to_owned(), vec![2048])))?;
     let loaded = daemon.ask(&["load", &model.to_string_lossy()])?;
     let shard = loaded[0]["shard_id"].as_str().context("vram load names no shard")?.to_owned();
 
@@ -37,7 +38,8 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     drive.env("CHROMIUM_LIBRARIES", libraries).env("FONTS", fonts(&daemon.home, &chromium)?);
     drive.env("BASE", format!("http://{}", daemon.address)).env("VRAM", ctx.target.join("release/vram"));
     drive.env("SOCKET", daemon.home.join("s")).env("SHARD", shard).env("PERIOD_S", PERIOD_S);
-    drive.env("DAEMON_PID", daemon.pid().to_string());
+    drive.env("DAEMON_PID", daemon.pid().to_string()).env("HOSTILE", hostile);
+    drive.env("ATTACH", daemon.home.join("s-attach"));
     drive.env("SHOTS", if save { ctx.root.join("docs/images") } else { ctx.target.join("tmp/page-shots") });
     let said = run_and_read(&mut drive)?;
     let figures: Vec<&str> = said.iter().filter_map(|line| line.strip_prefix("figure ")).collect();
@@ -56,19 +58,35 @@ fn key(ctx: &Ctx) -> Result<String> {
     Ok(key)
 }
 
-/// A model of the shape of a language model, and with names that would do harm where they were taken for more than text.
-fn make(path: &Path) -> Result<()> {
+/// Names that would do harm where they were taken for more than text.
+const HOSTILE: [&str; 2] = ["<img src=x onerror=alert(1)>", "\u{202e}</script><script>alert(2)</script>"];
+
+/// The tensors of a small language model, and their shapes.
+fn llama() -> Vec<(String, Vec<u64>)> {
+    const PARTS: [(&str, &[u64]); 6] = [
+        ("input_layernorm", &[512]),
+        ("self_attn.qkv_proj", &[1536, 512]),
+        ("self_attn.o_proj", &[512, 512]),
+        ("mlp.up_proj", &[2560, 512]),
+        ("mlp.down_proj", &[512, 2560]),
+        ("post_attention_layernorm", &[512]),
+    ];
+    let named = |name: &str, shape: &[u64]| (format!("model.{name}.weight"), shape.to_vec());
+    let mut tensors = vec![named("embed_tokens", &[4096, 512])];
+    for layer in 0..LAYERS {
+        tensors.extend(PARTS.map(|(part, shape)| named(&format!("layers.{layer}.{part}"), shape)));
+    }
+    tensors.push(named("norm", &[512]));
+    tensors
+}
+
+/// A model of such tensors of BF16, with pseudo-random bytes.
+fn make(path: &Path, tensors: impl IntoIterator<Item = (String, Vec<u64>)>) -> Result<()> {
     let mut header = Map::new();
-    let names = (0..).flat_map(|layer| {
-        ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
-            .map(|part| format!("model.layers.{layer}.{part}.weight"))
-    });
-    let hostile = ["<img src=x onerror=alert(1)>", "\u{202e}</script><script>alert(2)</script>"];
-    let names = hostile.into_iter().map(str::to_owned).chain(names);
     let mut end = 0;
-    for (number, name) in (0..TENSORS).zip(names) {
-        let bytes: u64 = if number < 2 { 4096 } else { 1 << 20 };
-        header.insert(name, json!({"dtype": "BF16", "shape": [bytes / 2], "data_offsets": [end, end + bytes]}));
+    for (name, shape) in tensors {
+        let bytes = shape.iter().product::<u64>() * 2;
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [end, end + bytes]}));
         end += bytes;
     }
     let mut header = serde_json::to_vec(&header)?;
@@ -102,7 +120,8 @@ fn library_path(root: &Path) -> Result<String> {
 fn fonts(home: &Path, root: &Path) -> Result<PathBuf> {
     let file = home.join("fonts.conf");
     let text = format!(
-        "<fontconfig><dir>{}</dir><cachedir>{}</cachedir></fontconfig>\n",
+        "<fontconfig><dir>{}</dir><cachedir>{}</cachedir><alias><family>monospace</family><prefer>\
+         <family>DejaVu Sans Mono</family></prefer></alias></fontconfig>\n",
         root.join("usr/share/fonts").display(),
         home.join("font-cache").display()
     );

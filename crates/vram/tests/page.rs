@@ -104,6 +104,31 @@ fn the_map_tells_of_each_block_and_costs_the_same_for_many() {
 }
 
 #[test]
+fn a_map_is_not_older_than_the_verification_that_the_status_tells_of() {
+    let home = Home::new();
+    // A map serves a second here, and every block is looked at once in some seven.
+    let daemon = Daemon::start_every(&home, "10s", &[]);
+    let ages = |map: &serde_json::Value| BASE64_STANDARD.decode(map["ages"].as_str().unwrap()).unwrap();
+    let map = || daemon.get("/v1/shards/big-bin/blocks").json();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = map();
+        daemon.told(&["verify", "big-bin"]);
+        let status = daemon.get("/v1/status").json();
+        let after = map();
+        assert_ne!(before["time"], after["time"], "a map of before the verification is served after it");
+        let shards = status["shards"].as_array().unwrap();
+        let shard = shards.iter().find(|shard| shard["shard_id"] == "big-bin").unwrap();
+        // In tenths of a second, and the map was asked for a little later.
+        let oldest = shard["oldest_age_seconds"].as_f64().unwrap() * 10.0;
+        let told = ages(&after);
+        assert!(told.iter().all(|age| f64::from(*age) <= oldest + 5.0), "{told:?}, and the status says {oldest}");
+        let verified = shard["last_verified_at"].as_str().unwrap();
+        assert!(after["time"].as_str().unwrap() > verified, "{} {verified}", after["time"]);
+    }
+}
+
+#[test]
 fn since_when_is_said_and_holds() {
     let home = Home::new();
     let daemon = Daemon::start(&home, &["--allow-drill"]);

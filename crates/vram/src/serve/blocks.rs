@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use vram_residency::digest::{BLOCK_BYTES, block_count, block_range};
-use vram_residency::{SealedShard, ShardId};
+use vram_residency::{SealedShard, ShardId, ShardState};
 
 use super::recent::Recent;
 use super::report::{BlockMapView, BlockView, TensorView, now_ns};
@@ -20,7 +20,8 @@ use crate::output::rfc3339;
 const UNITS: u32 = 100;
 /// How long one map serves everybody, at least and at most: a quarter of the period in between.
 const SERVES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// And at most where a block was damaged or repaired since: whoever heard of it wants to see it.
+/// And at most where a record told of damage or repair since: whoever heard of it wants to see it, and many may come at
+/// once.
 const CHANGED: Duration = Duration::from_millis(50);
 /// A map that nobody asked for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(60);
@@ -31,12 +32,27 @@ const TENSORS: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Maps(Mutex<BTreeMap<ShardId, Made>>);
 
-/// A map, when it was made, and what was known of damage then.
+/// A map, when it was made, and what was known then.
 #[derive(Debug)]
 struct Made {
     at: Instant,
     changes: u64,
+    standing: Standing,
     map: Bytes,
+}
+
+/// What is told of the shard as a whole: its state, and when all of it was found as sealed. A map of before is not served
+/// beside another one of these.
+#[derive(Debug, PartialEq, Eq)]
+struct Standing {
+    state: ShardState,
+    verified_ns: u64,
+}
+
+impl Standing {
+    fn of(shard: &SealedShard) -> Self {
+        Self { state: shard.state(), verified_ns: shard.last_verified_ns() }
+    }
 }
 
 impl Maps {
@@ -46,14 +62,17 @@ impl Maps {
         // Held while it is made: those who ask at the same time wait for the same one.
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         maps.retain(|_, made| made.at.elapsed() < FORGOTTEN);
-        let changes = recent.changes();
-        let serves = |made: &&Made| made.at.elapsed() < if made.changes == changes { serves } else { CHANGED };
+        // Read before the map is made: what changes meanwhile makes the next one.
+        let (changes, standing) = (recent.changes(), Standing::of(shard));
+        let serves = |made: &&Made| {
+            made.standing == standing && made.at.elapsed() < if made.changes == changes { serves } else { CHANGED }
+        };
         if let Some(made) = maps.get(shard.shard_id()).filter(serves) {
             return Ok(made.map.clone());
         }
         let map = serde_json::to_vec(&view(shard, recent, period));
         let map = Bytes::from(map.map_err(|error| Failure::new("defect", error.to_string()))?);
-        maps.insert(*shard.shard_id(), Made { at: Instant::now(), changes, map: map.clone() });
+        maps.insert(*shard.shard_id(), Made { at: Instant::now(), changes, standing, map: map.clone() });
         Ok(map)
     }
 }

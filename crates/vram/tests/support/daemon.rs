@@ -39,10 +39,15 @@ impl Answer {
 impl<'a> Daemon<'a> {
     /// Serves two raw models of 2.5 MiB and 70 kB, checked every second.
     pub(crate) fn start(home: &'a Home, arguments: &[&str]) -> Self {
+        Self::start_every(home, "1s", arguments)
+    }
+
+    /// The same, checked in another period.
+    pub(crate) fn start_every(home: &'a Home, period: &str, arguments: &[&str]) -> Self {
         let bytes = |count: u32| (0..count).map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8).collect::<Vec<_>>();
         let (big, small) = (home.file("big.bin", &bytes(5 << 19)), home.file("small.bin", &bytes(70_000)));
         let mut command = home.command();
-        command.args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--period", "1s", "--socket"]);
+        command.args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--period", period, "--socket"]);
         let socket = home.path("s");
         command.arg(&socket).args(arguments).arg(big).arg(small).env_remove("NOTIFY_SOCKET");
         // Into a file: nobody reads along, and a full pipe would stop the daemon.

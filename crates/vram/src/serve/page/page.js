@@ -1,7 +1,7 @@
 
 // What the page does: asks, listens, shows. Everything shown is text.
 
-const POLL_MS = 2000, SOON_MS = 100, PATIENCE_MS = 4000, STALE_MS = 6000, EVENTS_SHOWN = 25;
+const POLL_MS = 2000, SOON_MS = 100, PATIENCE_MS = 4000, STALE_MS = 6000, EVENTS_SHOWN = 25, CLIENTS_SHOWN = 200;
 const byId = (id) => document.getElementById(id);
 const maps = new Map(), rows = new Map();
 let status = null, askedAt = 0, seenAt = 0, seenOn = 0, failures = 0, why = "", ahead = 0;
@@ -10,6 +10,13 @@ const hurried = new Set();
 
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+// A text in which commands stand between backticks.
+function spell(element, text) {
+  if (element.dataset.shown === text) return;
+  element.dataset.shown = text;
+  element.replaceChildren(...text.split("`").map((part, at) => at % 2 ? make("code", part) : part));
 }
 
 function make(name, text, attributes = {}) {
@@ -85,7 +92,7 @@ function showVerdict() {
   const since = said.since ? `Since ${clock(said.since)} (${ago(new Date(said.since).toISOString())}).` : "";
   put(byId("since"), said.level === "good" ? `${said.detail} ${since}` : since);
   byId("todo").hidden = !said.remedy;
-  put(byId("remedy"), said.remedy || "");
+  spell(byId("remedy"), said.remedy && !said.remedy.endsWith(".") ? `${said.remedy}.` : said.remedy || "");
   byId("more").dataset.name = said.runbook || "";
   byId("more").hidden = !said.runbook;
   const others = said.others.map((one) => [one.head, one.detail].filter(Boolean).join(". "));
@@ -96,7 +103,7 @@ function showVerdict() {
   const title = `${SIGNS[said.level]} ${said.head} · vram`;
   if (document.title !== title) document.title = title;
   put(byId("contact"), status
-    ? `${gone ? "Last heard of" : "Heard of"} the daemon ${gone ? `at ${clock(status.time)}` : "just now"}; it is asked every ${POLL_MS / 1000} s.`
+    ? `${gone ? "Last heard of" : "Heard of"} the daemon ${gone ? `at ${clock(status.time)}` : "just now"}; it is asked every ${POLL_MS / 1000}${NEAR}s.`
     : "Nothing was heard of the daemon yet.");
   byId("contact").classList.toggle("old", gone);
   showStream();
@@ -160,14 +167,14 @@ function keep(known, list, parent, create) {
 }
 
 function showStatus() {
-  put(byId("worker"), `${clean(status.worker_id)}, version ${clean(status.version)}`);
+  put(byId("worker"), `worker ${clean(status.worker_id)}, version ${clean(status.version)}`);
   keep(rows, status.shards, byId("shard-rows"), (shard) => new Row(shard));
   byId("no-shards").hidden = status.shards.length > 0;
   const { device } = status;
   put(byId("device"), `Device ${clean(device.kind)} ${clean(device.uuid)}: ${bytes(device.used_bytes)} of ${bytes(device.total_bytes)} used, ` +
     `${bytes(device.available_bytes)} free. Checked: ${bytes(status.scrub.throughput_bytes_per_second)} a second, budget ${clean(status.scrub.budget)}.`);
   keep(maps, status.shards, byId("maps"), (shard) => new Figure(shard));
-  showClients(status.clients);
+  showClients(status.handout);
   showAudit(status.audit);
   put(byId("about"), "The page asks only this daemon, and can only look. What it shows is what the daemon says of itself; " +
     "what that proves is in docs/what-a-seal-proves.md.");
@@ -181,41 +188,62 @@ class Figure {
     this.element = make("section", undefined, { class: "map", "aria-label": `Blocks of ${clean(shard.shard_id)}` });
     const frame = make("div");
     this.canvas = make("canvas", undefined, { class: "blocks", role: "img" });
-    const label = make("label", "Block ");
+    const pick = make("div", undefined, { class: "pick" }), label = make("label", "Block ");
     this.slider = make("input", undefined, { type: "range", min: 0, max: 0, value: 0, step: 1 });
     label.append(this.slider);
     frame.append(this.canvas);
     this.summary = make("p");
     this.readout = make("p", "Point at a block, tap it, or move here with the arrow keys, and read what it holds.", { class: "readout" });
     this.marked = make("ul", undefined, { "aria-label": "Marked blocks" });
-    this.element.append(make("h3", clean(shard.shard_id)), this.summary, frame, label, this.readout, this.marked);
+    pick.append(label, this.readout);
+    this.element.append(make("h3", clean(shard.shard_id)), this.summary, frame, pick, this.marked);
     this.map = new BlockMap(this.canvas, (block) => this.pick(block));
     this.slider.addEventListener("input", () => { this.map.setCursor(this.slider.valueAsNumber); this.pick(this.slider.valueAsNumber); });
     this.data = null;
     this.picked = -1;
+    this.found = null;
     this.askedAt = -Infinity;
     this.gotAt = -Infinity;
   }
 
   update(shard) {
-    this.state = shard.state;
+    this.shard = shard;
+    this.asOf = Date.parse(status.time);
     // Less often for long periods, and for many shards.
     this.pause = Math.max(Math.min(5000, Math.max(POLL_MS / 2, status.scrub.period_seconds * 100)), 100 * maps.size);
+    if (this.data) this.settle();
     if (performance.now() - this.askedAt >= this.pause) this.load();
+    if (this.picked >= 0) this.lookUp(this.picked);
+  }
+
+  // With the next status the map is asked for as well, whenever it was before.
+  expire() {
+    this.askedAt = -Infinity;
   }
 
   async load() {
     this.askedAt = performance.now();
     try {
       const data = await (await ask(`/v1/shards/${encodeURIComponent(this.id)}/blocks`)).json();
-      const text = atob(data.ages), ages = new Uint8Array(text.length);
-      for (let at = 0; at < text.length; at += 1) ages[at] = text.charCodeAt(at);
-      [this.data, this.ages, this.gotAt] = [data, ages, performance.now()];
-      this.map.update(ages, data.marks);
-      this.show();
+      const text = atob(data.ages), told = new Uint8Array(text.length);
+      for (let at = 0; at < text.length; at += 1) told[at] = text.charCodeAt(at);
+      [this.data, this.told, this.gotAt] = [data, told, performance.now()];
+      this.settle();
     } catch {
       // It stays as it was; tick() says when that is too long.
     }
+  }
+
+  // The map and the status are two answers, and one may be older. A status that is the newer one bounds every age; and no
+  // block is called late while the status knows of none: where the map is the newer one, the status is asked first.
+  settle() {
+    const { data, told, shard } = this, oldest = shard.oldest_age_seconds, newer = Date.parse(data.time) > this.asOf;
+    const most = Math.min(oldest < status.scrub.period_seconds ? LATE - 1 : 255, newer ? 255 : Math.ceil(oldest / data.unit_seconds));
+    const above = told.some((age) => age > most);
+    if (above && newer) hurry(this.id);
+    this.ages = above ? told.map((age) => Math.min(age, most)) : told;
+    this.map.update(this.ages, data.marks);
+    this.show();
   }
 
   show() {
@@ -243,6 +271,7 @@ class Figure {
   // Where nothing new comes, the map knows nothing.
   tick(gone) {
     if (!this.data) return;
+    this.showFound(gone);
     const stale = gone || performance.now() - this.gotAt > Math.max(15000, 3 * this.pause);
     this.map.setUnknown(stale);
     if (stale) put(this.summary, `Not known now. At ${clock(this.data.time)}: ${this.text}`);
@@ -250,11 +279,12 @@ class Figure {
 
   pick(block) {
     if (!this.data || block === this.picked) return;
-    this.picked = block;
+    [this.picked, this.found] = [block, null];
+    this.readout.classList.add("told");
     if (this.slider.valueAsNumber !== block) this.slider.value = block;
     const start = block * this.data.block_bytes, end = Math.min(start + this.data.block_bytes, this.data.bytes);
     const age = this.ages[block] * this.data.unit_seconds;
-    this.tell(`Block ${block}, bytes ${start.toLocaleString("en")} to ${(end - 1).toLocaleString("en")}: checked ` +
+    this.tell(`${this.place(block, start, end)}: checked ` +
       (this.ages[block] === 255 ? `more than ${duration(age)} ago.` : `about ${duration(age)} ago.`));
     clearTimeout(this.later);
     this.later = setTimeout(() => this.lookUp(block), 80);
@@ -264,22 +294,34 @@ class Figure {
     try {
       const found = await (await ask(`/v1/shards/${encodeURIComponent(this.id)}/blocks/${block}`)).json();
       if (this.picked !== block) return;
-      this.picked = -1; // asked again where it is pointed at again
-      const names = found.tensors.slice(0, 4).map((tensor) => `${clean(tensor.name)} (${clean(tensor.dtype)})`);
-      const more = found.tensors.length - names.length + found.more_tensors;
-      const mark = found.mark ? ` ${found.mark.state === "failed" ? "Repair failed" : found.mark.state === "repaired" ? "Repaired" : "Damaged"}` +
-        ` at ${clock(found.mark.time)}${found.mark.seq === null ? "" : `, record ${found.mark.seq}`}.` : "";
-      this.tell(`Block ${block}, bytes ${found.start.toLocaleString("en")} to ${(found.end - 1).toLocaleString("en")}: found as sealed ` +
-        `${duration(found.age_seconds)} ago, at ${clock(found.checked_at)}.${mark} ` +
-        (names.length ? `Holds ${names.join(", ")}${more > 0 ? ` and ${counted(more, "tensor")} more` : ""}.` : "No tensor is in it: header, padding or a raw file."));
+      this.found = found;
+      this.showFound(isLost());
     } catch {
-      this.picked = -1;
+      // Asked again with the next status.
     }
   }
 
-  tell(text) {
+  // Its age goes on by the daemon's clock; that it does is not read aloud.
+  showFound(gone) {
+    const { found, picked } = this;
+    if (!found) return;
+    const names = found.tensors.slice(0, 4).map((tensor) => `${clean(tensor.name)} (${clean(tensor.dtype)})`);
+    const more = found.tensors.length - names.length + found.more_tensors;
+    const mark = found.mark ? ` ${found.mark.state === "failed" ? "Repair failed" : found.mark.state === "repaired" ? "Repaired" : "Damaged"}` +
+      ` at ${clock(found.mark.time)}${found.mark.seq === null ? "" : `, record ${found.mark.seq}`}.` : "";
+    const rest = `${mark} ` + (names.length
+      ? `Holds ${names.join(", ")}${more > 0 ? ` and ${counted(more, "tensor")} more` : ""}.` : "No tensor is in it: header, padding or a raw file.");
+    const head = `${this.place(picked, found.start, found.end)}: ${gone ? "last known as sealed" : "found as sealed"}`, at = clock(found.checked_at);
+    this.tell(gone ? `${head} at ${at}.${rest}` : `${head} ${ago(found.checked_at)} ago, at ${at}.${rest}`, `${head} at ${at}.${rest}`);
+  }
+
+  place(block, start, end) {
+    return `Block ${block}, bytes ${start.toLocaleString("en")} to ${(end - 1).toLocaleString("en")}`;
+  }
+
+  tell(text, spoken = text) {
     put(this.readout, text);
-    this.slider.setAttribute("aria-valuetext", text);
+    if (this.slider.getAttribute("aria-valuetext") !== spoken) this.slider.setAttribute("aria-valuetext", spoken);
   }
 }
 
@@ -296,17 +338,22 @@ function showLegend() {
 
 // --- Clients, audit log ----------------------------------------------------------------------------------------------
 
-function showClients(clients) {
-  byId("clients").hidden = !Array.isArray(clients);
-  if (!Array.isArray(clients)) return;
-  const heads = [...new Set(clients.flatMap((client) => Object.keys(client)))].slice(0, 8);
-  const plain = (value) => value === null || value === undefined ? "" : clean(typeof value === "object" ? JSON.stringify(value) : value);
-  const spoken = (name) => clean(name.replaceAll("_", " "));
-  if (!clients.length) heads.push("None is attached");
-  byId("client-heads").replaceChildren(...heads.map((name) => make("th", spoken(name), { role: "columnheader", scope: "col" })));
-  byId("client-rows").replaceChildren(...clients.slice(0, 200).map((client) => {
-    const row = make("tr", undefined, { role: "row" });
-    row.append(...heads.map((name) => cell(spoken(name), plain(client[name]))));
+function showClients(handout) {
+  byId("clients").hidden = !handout;
+  if (!handout) return;
+  const { clients } = handout, since = (seconds) => clock(Date.parse(status.time) - seconds * 1000);
+  spell(byId("client-count"), clients.length === 0 ? "No client is attached."
+    : `${counted(clients.length, "client")}, ${counted(handout.leases, "lease")} of watched shards. Whose processes they are is told by \`vram status --json\` on that machine.`);
+  byId("lingering").hidden = handout.lingering_bytes === 0;
+  put(byId("lingering"), `${bytes(handout.lingering_bytes)} of shards that were given up by force are still in the memory of clients. Nobody watches them.`);
+  byId("client-table").hidden = clients.length === 0;
+  byId("client-rows").replaceChildren(...clients.slice(0, CLIENTS_SHOWN).map((client) => {
+    const row = make("tr", undefined, { role: "row" }), shards = cell("Shards"), list = make("ul");
+    list.append(...client.leases.map((lease) => make("li",
+      `${clean(lease.shard_id)}, since ${since(lease.held_seconds)}${lease.watched ? "" : "; given up by force, nobody watches it"}`)));
+    shards.append(client.leases.length ? list : "none");
+    row.append(make("th", String(client.client), { role: "rowheader", scope: "row", "data-label": "Client" }),
+      cell("Connected", `since ${since(client.connected_seconds)} (${duration(client.connected_seconds)})`), shards);
     return row;
   }));
 }
@@ -398,10 +445,11 @@ function listen() {
 
 // Asks soon, once for all that happens until then.
 function hurry(shard_id) {
+  const waits = hurried.size > 0;
   hurried.add(shard_id);
-  if (hurried.size > 1) return;
+  if (waits) return;
   setTimeout(() => {
-    for (const id of hurried) maps.get(id)?.load();
+    for (const id of hurried) maps.get(id)?.expire();
     hurried.clear();
     poll();
   }, SOON_MS);
@@ -409,7 +457,7 @@ function hurry(shard_id) {
 
 function showStream() {
   put(byId("stream"), isLost() ? "No contact: nothing new is heard." : listening
-    ? "As they are made." : `The stream of events is not open; the state is asked every ${POLL_MS / 1000} s all the same.`);
+    ? "As they are made." : `The stream of events is not open; the state is asked every ${POLL_MS / 1000}${NEAR}s all the same.`);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

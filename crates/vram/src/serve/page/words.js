@@ -8,31 +8,39 @@ function clean(value, most = 200) {
   return text.length > most ? text.slice(0, most - 1) + "…" : text;
 }
 
+// Between a number and its unit: no line ends there.
+const NEAR = "\u00a0";
+
 function duration(seconds) {
   const s = Math.max(0, seconds);
-  if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor(s / 60 % 60)} min`;
-  return `${Math.floor(s / 86400)} d ${Math.floor(s / 3600 % 24)} h`;
+  if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)}${NEAR}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}${NEAR}min ${Math.floor(s % 60)}${NEAR}s`;
+  if (s < 86400) return `${Math.floor(s / 3600)}${NEAR}h ${Math.floor(s / 60 % 60)}${NEAR}min`;
+  return `${Math.floor(s / 86400)}${NEAR}d ${Math.floor(s / 3600 % 24)}${NEAR}h`;
 }
 
 function bytes(count) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0, size = count;
   while (size >= 1024 && unit < 4) { size /= 1024; unit += 1; }
-  return unit === 0 ? `${count} bytes` : `${size.toFixed(1)} ${units[unit]}`;
+  return unit === 0 ? `${count}${NEAR}bytes` : `${size.toFixed(1)}${NEAR}${units[unit]}`;
 }
 
 function counted(count, thing) {
   return `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
 }
 
-// The time of the day here, with the day where it is another one.
+// The time of the day as in the log, with the day where it is another one.
 function clock(moment) {
   const time = new Date(moment);
   if (Number.isNaN(time.getTime())) return "an unknown time";
-  const day = time.toDateString() === new Date().toDateString() ? "" : time.toLocaleDateString("en-CA") + " ";
-  return day + time.toLocaleTimeString("en-GB");
+  const [day, rest] = time.toISOString().split("T"), hour = `${rest.slice(0, 8)}${NEAR}UTC`;
+  return day === new Date().toISOString().slice(0, 10) ? hour : `${day}${NEAR}${hour}`;
+}
+
+// From one moment to another, with one zone for both.
+function span(from, to) {
+  return `from ${clock(from).replace(/.UTC$/, "")} to ${clock(to)}`;
 }
 
 const SIGNS = { good: "✓", warn: "!", bad: "✕", gone: "?", asking: "…" };
@@ -43,34 +51,36 @@ const IN_ORDER = ["SEALED", "VERIFIED"];
 function ofShard(shard, status) {
   const id = clean(shard.shard_id), fault = shard.last_fault;
   const where = fault ? `Block ${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""}: ${clean(fault.kind)}.` : "";
-  const window = fault
-    ? ` Answers given from ${clock(fault.suspect_from_ns / 1e6)} to ${clock(fault.found_ns / 1e6)} are suspect.` : "";
+  // Where damage is only logged, the bytes went on being lent.
+  const window = !fault ? "" : shard.state === "SUSPECT" && status.on_failure === "log"
+    ? ` Answers given since ${clock(fault.suspect_from_ns / 1e6)} are suspect.`
+    : ` Answers given ${span(fault.suspect_from_ns / 1e6, fault.found_ns / 1e6)} are suspect.`;
   const since = fault ? fault.found_ns / 1e6 : shard.state_since;
   const damaged = (head, detail, remedy) =>
     ({ level: "bad", head, detail: detail + where + window, since, remedy, runbook: "VramIntegrityFailure" });
   switch (shard.state) {
     case "SUSPECT":
       return status.on_failure === "log"
-        ? damaged(`Damaged and in use: ${id}`, "The policy only logs. ", `Take this instance out of service; vram repair ${id}`)
+        ? damaged(`Damaged and in use: ${id}`, "The policy only logs. ", `Take this instance out of service, then: \`vram repair ${id}\``)
         : damaged(`Damaged? ${id}`, "A check failed and is being confirmed. ", "Wait a moment: the policy acts by itself.");
     case "QUARANTINED":
       return damaged(`Damaged: ${id}`, "It is quarantined: its bytes are not lent to anybody. ",
-        `Take this instance out of service if that has not happened, then: vram repair ${id}`);
+        `Take this instance out of service if that has not happened, then: \`vram repair ${id}\``);
     case "REPAIRING":
       return damaged(`Being repaired: ${id}`, "Its bytes are not lent to anybody. ", "Wait until the repair is through.");
     case "FAILED":
       return damaged(`Damaged, and the repair failed: ${id}`, "Its bytes are not lent to anybody. ",
-        `Fetch the file again and check its hash, then: vram release ${id} and vram load FILE`);
+        `Fetch the file again and check its hash, then: \`vram release ${id}\` and \`vram load FILE\``);
     case "UNVERIFIED":
       return { level: "warn", head: `Nothing can be said about ${id}`,
         detail: "Its oldest block was not checked for two periods, a check could not be carried out, or a record is lost. " +
           "It is not known to be damaged, and not known to be whole.",
-        since: shard.state_since, remedy: `See whether the audit log below is good; vram verify ${id} checks all of it now.`,
+        since: shard.state_since, remedy: `See whether the audit log below is good; \`vram verify ${id}\` checks all of it now.`,
         runbook: "VramVerificationStale" };
     default:
       return IN_ORDER.includes(shard.state) ? null
         : { level: "warn", head: `${id} is ${clean(shard.state)}`, detail: "", since: shard.state_since,
-            remedy: `vram status ${id}`, runbook: "VramVerificationStale" };
+            remedy: `\`vram status ${id}\` tells more.`, runbook: "VramVerificationStale" };
   }
 }
 
@@ -137,23 +147,25 @@ function judge(status, records) {
   for (const shard of status.unsealed) {
     const id = clean(shard.shard_id);
     add("warn", `${id} is not sealed`, `It was unsealed: ${clean(shard.reason)}.`, status.ready_since,
-      `vram reseal ${id}, or vram release ${id}`, "VramVerificationStale");
+      `\`vram reseal ${id}\`, or \`vram release ${id}\``, "VramVerificationStale");
   }
   if (status.shards.length + status.unsealed.length === 0) {
-    add("warn", "No shard is resident", "There is nothing to check.", status.ready_since, "vram load FILE", "VramVerificationStale");
+    add("warn", "No shard is resident", "There is nothing to check.", status.ready_since, "`vram load FILE`", "VramVerificationStale");
   }
   if (status.ready !== true && !found.some((finding) => finding.level !== "note")) {
     add("warn", "Not ready", clean(status.not_ready.join("; "), 400), status.ready_since,
-      "vram status tells more.", "VramVerificationStale");
+      "`vram status` tells more.", "VramVerificationStale");
   }
   for (const shard of status.shards) {
     const fault = shard.last_fault;
     if (!fault || fault.outcome !== "repaired" || !IN_ORDER.includes(shard.state)) continue;
+    // The bytes were lent until it was found, or, where damage is only logged, until it was repaired.
     const record = records.findLast((one) => one.event === "BlockRepaired" && one.shard_id === shard.shard_id && one.block === fault.block);
+    const lentUntil = status.on_failure !== "log" ? fault.found_ns / 1e6 : record ? record.time_ns / 1e6 : Date.parse(shard.state_since);
     add("note", `Repaired: block ${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""} of ${clean(shard.shard_id)}, ` +
       `found at ${clock(fault.found_ns / 1e6)} (${clean(fault.kind)})` +
       (record && record.seq !== null ? `; record ${record.seq} of the audit log` : "") +
-      `. Answers from ${clock(fault.suspect_from_ns / 1e6)} on were suspect.`, "", null, "", "VramRepairing");
+      `. Answers given ${span(fault.suspect_from_ns / 1e6, lentUntil)} were suspect.`, "", null, "", "VramRepairing");
   }
   found.sort((a, b) => RANKS[a.level] - RANKS[b.level]);
   const [worst] = found;
@@ -176,7 +188,7 @@ function asking(at) {
 function lost(why, at) {
   return { level: "gone", head: "No contact with the daemon", others: [], since: at,
     detail: `${why} ${at ? `What is shown below is from ${clock(at)} and may be wrong by now.` : "Nothing is known."}`,
-    remedy: "See whether it runs: systemctl status vram, or kubectl describe pod. This page goes on asking.",
+    remedy: "See whether it runs: `systemctl status vram`, or `kubectl describe pod`. This page goes on asking.",
     runbook: "VramDaemonDown" };
 }
 
@@ -186,6 +198,7 @@ function tell(record) {
   const block = record.block ?? record.first_block;
   if (block !== undefined && block !== null) parts.push(`block ${block}`);
   if (record.tensor) parts.push(clean(record.tensor));
+  if (record.client !== undefined) parts.push(`client ${record.client}`);
   if (record.byte !== undefined) parts.push(`byte ${record.byte}, bit ${record.bit}`);
   for (const name of ["damage", "command", "reason", "violation", "action", "version"]) {
     if (typeof record[name] === "string") parts.push(`${name === "reason" || name === "damage" ? "" : `${name} `}${clean(record[name])}`);

@@ -349,7 +349,7 @@ mod tests {
 
     /// The names of all events that there are, out of the source in which they are defined.
     fn all_events() -> Vec<&'static str> {
-        let source = include_str!("../../../../vram-residency/src/audit.rs");
+        let source = include_str!("../../../../vram-residency/src/audit/event.rs");
         let body = source.split("pub enum AuditEvent").nth(1).unwrap().split("\n}").next().unwrap();
         let lines = body.lines().filter_map(|line| line.strip_prefix("    "));
         let names = lines.filter(|line| line.starts_with(char::is_uppercase));

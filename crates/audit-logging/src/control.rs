@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::finding::Violation;
+use crate::frame::Kind;
 use crate::outcome::Fault;
 
 /// Bytes that such a text may take. The longest has about 300.
@@ -164,6 +165,11 @@ fn after_within<'a>(leaf: &'a [u8], key: &str, room: usize) -> Option<&'a str> {
         let behind = text.get(at.checked_add(key.len())?..)?;
         if before.ends_with('"') { behind.strip_prefix("\":") } else { None }
     })
+}
+
+/// Whether a record states that the log changes its key.
+pub(crate) fn states_key(kind: Kind, leaf: &[u8]) -> bool {
+    kind == Kind::Publication && text(leaf, "log") == Some("key")
 }
 
 /// The number under a key in one of our own texts.

@@ -11,7 +11,6 @@ use super::wal::Wal;
 use super::{EvidenceError, Pruning, Question, Report, Violation, What, bundle};
 use crate::control;
 use crate::floor::Floor;
-use crate::frame::Kind;
 use crate::tlog::entry::{self, Entry};
 use crate::tlog::source::SourceError;
 use crate::tlog::tree::{Hash, MAX_SIZE, TILE_WIDTH, Tile, Tree, TreeError, read_tile, tile_hash};
@@ -335,7 +334,7 @@ impl Flow<'_> {
                 });
             }
         }
-        let names_key = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
+        let names_key = control::states_key(entry.kind, entry.leaf);
         if names_key && !self.broken && self.keys.len() < MAX_KEYS {
             let (size, root) = (self.tree.size(), self.tree.root());
             self.keys.push(KeyRecord { seq: entry.seq, size, root, leaf: entry.leaf.to_vec() });

@@ -266,7 +266,7 @@ impl Engine {
         let size = self.growth.size();
         let signed = self.replay.as_ref().is_some_and(|replay| size <= replay.target());
         self.pruner.saw(frame, segment, size, signed);
-        if kind == Kind::Publication && control::text(leaf, "log") == Some("key") {
+        if control::states_key(kind, leaf) {
             self.key_record(leaf);
         }
         Ok(())

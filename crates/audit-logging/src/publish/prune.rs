@@ -16,7 +16,7 @@ use super::tail::Tail;
 use super::{Refusal, json};
 use crate::control;
 use crate::floor::{self, Floor};
-use crate::frame::{Frame, Kind};
+use crate::frame::Frame;
 use crate::segment;
 use crate::tlog::entry::{self, Entry};
 use crate::tlog::tree::{HASH_BYTES, Hash, TILE_WIDTH, Tile};
@@ -356,8 +356,7 @@ fn changes_of_key(bundle: &[u8]) -> Option<u64> {
     let mut changes = 0u64;
     for bytes in entry::split(bundle).ok()? {
         let entry = Entry::parse(bytes).ok()?;
-        let states = entry.kind == Kind::Publication && control::text(entry.leaf, "log") == Some("key");
-        changes = changes.saturating_add(u64::from(states));
+        changes = changes.saturating_add(u64::from(control::states_key(entry.kind, entry.leaf)));
     }
     Some(changes)
 }

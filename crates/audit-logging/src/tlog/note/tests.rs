@@ -65,7 +65,9 @@ fn a_key_comes_back_from_its_text_and_its_debug_text_is_silent() {
     let text = key.to_text();
     let again = SigningKey::parse(&format!("{}\n", *text)).unwrap();
     assert_eq!(again.verifier(), key.verifier());
-    let secret = text.rsplit('+').next().unwrap();
+    // Base64 has a + of its own now and then.
+    let secret = text.splitn(5, '+').last().unwrap();
+    assert!(secret.len() > 40, "all of it");
     assert!(!format!("{key:?}").contains(secret));
     let (SigningKey { verifier, .. }, text) = (again, "x\n");
     assert_eq!(SignedNote::sign(text, &[&key]).verify(&[verifier]).unwrap().len(), 1);

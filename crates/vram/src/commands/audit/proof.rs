@@ -12,6 +12,7 @@ use audit_logging::tlog::tree::{TILE_WIDTH, Tile, TreeError, read_tile};
 use audit_logging::{Kind, Record};
 use serde::Serialize;
 use serde_json::Value;
+use vram_residency::handout::unhex;
 
 use super::keys::{self, KeyOrigin};
 use super::place;
@@ -271,11 +272,6 @@ fn exported(bytes: &[u8]) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(Entry { seq: row.get("seq")?.as_u64()?, kind, severity, leaf: &leaf }.to_bytes())
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 pub(super) fn unpublished(shown: &str) -> Failure {

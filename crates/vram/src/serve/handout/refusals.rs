@@ -98,6 +98,7 @@ const fn bounds((uid, _): Kind) -> (u32, Duration) {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

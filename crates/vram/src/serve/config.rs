@@ -59,14 +59,13 @@ pub(super) struct Models {
 
 impl Models {
     fn of(options: &ServeOptions) -> Result<Vec<Self>, Failure> {
-        let mut source = options.approval.clone();
-        if source.manifest.is_none() {
-            source = Source {
-                manifest: options.manifest.clone(),
-                manifest_key: options.manifest_key.clone(),
-                manifest_hash: options.manifest_hash,
-            };
-        }
+        let in_file = Source {
+            manifest: options.manifest.clone(),
+            manifest_key: options.manifest_key.clone(),
+            manifest_hash: options.manifest_hash,
+        };
+        check_source(&in_file)?;
+        let source = if options.approval.manifest.is_some() { options.approval.clone() } else { in_file };
         let first = Self { files: options.files.clone(), source };
         let sections = options.models.iter().map(|section| Self {
             files: section.files.clone(),
@@ -78,15 +77,24 @@ impl Models {
         });
         let all: Vec<Self> = std::iter::once(first).chain(sections).collect();
         for Self { files, source } in &all {
-            let wrong = match (&source.manifest, &source.manifest_key, files.is_empty()) {
-                (None, Some(_), _) => "manifest_key is given without a manifest: name that too",
-                (Some(_), _, true) => "a manifest is given without files: name the files or the directory too",
-                _ => continue,
-            };
-            return Err(Failure::usage(wrong));
+            check_source(source)?;
+            if source.manifest.is_some() && files.is_empty() {
+                let message = "a manifest is given without files: name the files or the directory too";
+                return Err(Failure::usage(message));
+            }
         }
         Ok(all)
     }
+}
+
+/// What says something of a manifest, without one, would be believed to hold and does not.
+pub(super) fn check_source(source: &Source) -> Result<(), Failure> {
+    let what = match source {
+        Source { manifest: None, manifest_key: Some(_), .. } => "manifest_key",
+        Source { manifest: None, manifest_hash: Some(_), .. } => "manifest_hash",
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format!("{what} is given without a manifest: name that too")))
 }
 
 impl Settings {

@@ -208,7 +208,7 @@ pub enum ManifestError {
     #[error("the manifest names the key {found} and the given one is {given}; get the right key, or refuse the model")]
     OtherKey {
         /// The key that it names.
-        found: Box<str>,
+        found: KeyId,
         /// The key that was given.
         given: KeyId,
     },
@@ -218,6 +218,21 @@ pub enum ManifestError {
         /// The key that was given.
         key: KeyId,
     },
+}
+
+impl ManifestError {
+    /// The same for a log that is kept for long: without what the manifest's text may say of directories and persons. Of a
+    /// name its last part is left.
+    #[must_use]
+    pub fn for_the_record(&self) -> Self {
+        let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default().into();
+        match self {
+            Self::Name { name, reason } => Self::Name { name: last(name), reason },
+            Self::Duplicate { name } => Self::Duplicate { name: last(name) },
+            Self::Bundle { .. } => Self::Bundle { reason: "what is wrong with it was told to who gave it".into() },
+            other => other.clone(),
+        }
+    }
 }
 
 impl Manifest {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use sha2::{Digest as _, Sha256};
 
 use super::{Algorithm, Form, Manifest, ManifestError, SignerKey, add};
@@ -109,8 +109,18 @@ struct Resource {
     digest: String,
 }
 
-fn wrong(reason: &str) -> ManifestError {
-    ManifestError::Bundle { reason: reason.into() }
+const fn wrong(reason: &'static str) -> ManifestError {
+    ManifestError::Bundle { reason }
+}
+
+/// An object. What is wrong with its JSON may be told in words that hold some of it.
+fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, ManifestError> {
+    let object: Result<Object<T>, _> = serde_json::from_slice(json);
+    object.map(|Object(read)| read).map_err(|error| ManifestError::Json {
+        reason: error.to_string().into(),
+        line: error.line(),
+        column: error.column(),
+    })
 }
 
 /// Checks the signature first; only what it covers is looked into.
@@ -119,7 +129,7 @@ pub(super) fn parse(bytes: &[u8], key: &SignerKey) -> Result<Manifest, ManifestE
     if bytes.contains(&b'\\') {
         return Err(wrong("it has a backslash, which nothing in it needs"));
     }
-    let Object(bundle): Object<Bundle> = serde_json::from_slice(bytes).map_err(|error| wrong(&error.to_string()))?;
+    let bundle: Bundle = read(bytes)?;
     if bundle.media_type != MEDIA_TYPE {
         return Err(wrong("it is no Sigstore bundle of version 0.3"));
     }
@@ -145,8 +155,7 @@ pub(super) fn parse(bytes: &[u8], key: &SignerKey) -> Result<Manifest, ManifestE
     if !key.verifies(&pae(PAYLOAD_TYPE, &payload), &decoded(sig)?) {
         return Err(ManifestError::Signature { key: key.id() });
     }
-    let Object(statement): Object<Statement> =
-        serde_json::from_slice(&payload).map_err(|error| wrong(&error.to_string()))?;
+    let statement: Statement = read(&payload)?;
     if statement.statement_type != STATEMENT_TYPE || statement.predicate_type != PREDICATE_TYPE {
         return Err(wrong("what was signed is no model signature of version 1.0"));
     }

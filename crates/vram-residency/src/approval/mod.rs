@@ -202,7 +202,17 @@ pub enum ManifestError {
     #[error("the manifest is no model signature that is understood: {reason}; sign the model again with a key")]
     Bundle {
         /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Its JSON, or that of what was signed, is not that of a model signature.
+    #[error("the manifest is no model signature that is understood: {reason}; sign the model again with a key")]
+    Json {
+        /// What is wrong with it, in words that may hold some of it.
         reason: Box<str>,
+        /// Where, from 1.
+        line: usize,
+        /// Where in that line.
+        column: usize,
     },
     /// Another key signed it.
     #[error("the manifest names the key {found} and the given one is {given}; get the right key, or refuse the model")]
@@ -229,7 +239,10 @@ impl ManifestError {
         match self {
             Self::Name { name, reason } => Self::Name { name: last(name), reason },
             Self::Duplicate { name } => Self::Duplicate { name: last(name) },
-            Self::Bundle { .. } => Self::Bundle { reason: "what is wrong with it was told to who gave it".into() },
+            Self::Json { line, column, .. } => {
+                let reason = format!("its JSON is wrong at line {line} column {column}").into();
+                Self::Json { reason, line: *line, column: *column }
+            }
             other => other.clone(),
         }
     }

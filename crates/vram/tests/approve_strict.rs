@@ -219,7 +219,7 @@ fn manifest_and_model_that_cannot_be_read_are_both_named() {
     // A directory in which nothing can be read says nothing about what is in it.
     if !rustix::process::geteuid().is_root() {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(&bad, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&bad, std::fs::Permissions::from_mode(0o000)).unwrap();
         seal(&home, &[&list, &bad]).failed(1, "model", &["bad.safetensors", "ermission"]);
     }
 }

@@ -243,6 +243,8 @@ fn at_once(home: &Home, arguments: &[&Path]) -> Ran {
 fn a_file_that_is_something_else_is_named_and_not_waited_for() {
     let home = Home::new();
     home.json(["attest", "--keygen"]);
+    home.json(["audit", "keygen", "--origin", "example.org/log"]);
+    let vkey = home.state().join("audit.vkey");
     let weights = safetensors(["a", "b"], 10);
     let file = home.file("w.safetensors", &weights);
     let list = home.file("good.sha256", format!("{}  w.safetensors\n", sha256(&weights)).as_bytes());
@@ -272,7 +274,7 @@ fn a_file_that_is_something_else_is_named_and_not_waited_for() {
             ("policy", &[flag("attest"), flag("--check"), &word, flag("--policy"), odd]),
             ("attestation key", &[flag("serve"), flag("--listen"), flag("127.0.0.1:0"), flag("--attest-key"), odd]),
             ("--vkey", &[flag("audit"), flag("verify"), flag("--vkey"), odd, &log]),
-            ("", &[flag("audit"), flag("check-proof"), odd]),
+            ("", &[flag("audit"), flag("check-proof"), odd, flag("--vkey"), &vkey]),
         ];
         for (named, arguments) in commands {
             let ran = at_once(&home, arguments);

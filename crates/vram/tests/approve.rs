@@ -104,7 +104,7 @@ fn a_directory_must_match_its_list_exactly() {
     let other = list("other.sha256", &format!("{one}{}  README\n", sha256(b"other words")));
     refused(&home, &seal(&home, &[&other, &m]), &["'README' is", "is approved"]);
     let outside = list("outside.sha256", &format!("{hash}  m/w.safetensors\n"));
-    let words = ["it names 'm/w.safetensors'", "make the list in the directory"];
+    let words = ["make the list in the directory", "it names 'm/w.safetensors'"];
     std::fs::rename(m.join("README"), home.path("README")).unwrap();
     refused(&home, &seal(&home, &[&outside, &m]), &words);
     refused(&home, &seal(&home, &[&outside, &m.join("w.safetensors")]), &words);

@@ -286,6 +286,21 @@ fn a_daemon_loads_what_its_manifests_approve() {
 }
 
 #[test]
+fn another_manifest_by_flag_still_needs_the_signature_that_the_configuration_demands() {
+    let home = Home::new();
+    let weights = model();
+    let file = home.file("m/w.safetensors", &weights);
+    let list = home.file("SHA256SUMS", format!("{}  w.safetensors\n", sha256(&weights)).as_bytes());
+    let text = format!("manifest = \"{SIGNED}/p256-sha256.sig\"\nmanifest_key = \"{SIGNED}/p256-sha256.pub\"\n");
+    let config = home.file("vram.toml", text.as_bytes());
+    let mut command = home.command();
+    command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--socket"]).arg(home.path("s"));
+    let ran = Ran::from(command.arg("--config").arg(config).arg("--manifest").args([list, file]).output().unwrap());
+    ran.failed(3, "approval", &["SHA256SUMS"]);
+    assert!(!events(&home.audit()).iter().any(|event| event["event"] == "VramAllocated"));
+}
+
+#[test]
 fn a_daemon_that_requires_approval_takes_nothing_else() {
     let home = Home::new();
     let weights = model();

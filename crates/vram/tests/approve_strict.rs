@@ -266,12 +266,13 @@ fn a_file_that_is_something_else_is_named_and_not_waited_for() {
     assert_eq!(seal(&home, &[&list, &file]).code, 0);
     let (flag, log) = (Path::new, home.audit());
     for (odd, what) in [(&pipe, "a pipe"), (&link, "a pipe"), (&directory, "a directory"), (&zero, "a device")] {
-        let commands: [(&str, &[&Path]); 8] = [
+        let commands: [(&str, &[&Path]); 9] = [
             ("manifest", &[flag("seal"), flag("--manifest"), odd, &file]),
             ("manifest key", &[flag("seal"), flag("--manifest"), &list, key_flag(), odd, &file]),
             ("seal key", &[flag("seal"), flag("--key-file"), odd, &file]),
             ("attestation", &[flag("attest"), flag("--check"), odd, flag("--policy"), &policy]),
             ("policy", &[flag("attest"), flag("--check"), &word, flag("--policy"), odd]),
+            ("configuration", &[flag("serve"), flag("--listen"), flag("127.0.0.1:0"), flag("--config"), odd]),
             ("attestation key", &[flag("serve"), flag("--listen"), flag("127.0.0.1:0"), flag("--attest-key"), odd]),
             ("--vkey", &[flag("audit"), flag("verify"), flag("--vkey"), odd, &log]),
             ("", &[flag("audit"), flag("check-proof"), odd, flag("--vkey"), &vkey]),

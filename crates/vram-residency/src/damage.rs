@@ -71,6 +71,8 @@ pub struct BlockDamage {
     pub differing_bits: u64,
     /// What it looks like.
     pub kind: DamageKind,
+    /// Its suspect window begins: the last time at which this block was found as sealed, nanoseconds since 1970.
+    pub suspect_from_ns: u64,
 }
 
 /// A confirmed fault of a shard, as it was found.
@@ -79,6 +81,9 @@ pub struct BlockDamage {
 pub struct Fault {
     /// The block's number, from 0.
     pub block: u64,
+    /// Blocks that are known to be damaged, this one among them. A continuous check finds one at a time; a repair or a
+    /// verification looks at all of them.
+    pub blocks: u64,
     /// The tensor, or the first of several, that has bytes in that block.
     pub tensor: Option<Box<str>>,
     /// The first differing byte, counted from the start of the shard; unknown without a source.
@@ -89,7 +94,7 @@ pub struct Fault {
     pub differing_bits: Option<u64>,
     /// What the difference looks like.
     pub kind: DamageKind,
-    /// The suspect window begins: the last time at which the block was found as sealed, nanoseconds since 1970.
+    /// The suspect window begins: the last time at which all of these blocks were found as sealed, nanoseconds since 1970.
     pub suspect_from_ns: u64,
     /// The suspect window ends: when it was found, nanoseconds since 1970.
     pub found_ns: u64,

@@ -268,6 +268,15 @@ impl VerifyFailure {
             _ => None,
         }
     }
+
+    /// How many blocks are known to be damaged.
+    pub(crate) fn damaged_blocks(&self) -> u64 {
+        match self {
+            Self::Damaged { damaged_blocks, .. } => *damaged_blocks,
+            Self::Block { .. } => 1,
+            _ => 0,
+        }
+    }
 }
 
 impl Error {

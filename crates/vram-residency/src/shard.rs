@@ -173,6 +173,11 @@ impl Shard {
         *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(fault));
     }
 
+    /// The block that was found damaged last.
+    pub(crate) fn last_fault_block(&self) -> Option<u64> {
+        self.last_fault.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|fault| fault.block)
+    }
+
     pub(crate) fn change_fault(&self, change: impl FnOnce(&mut Fault)) {
         if let Some(fault) = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             change(fault);

@@ -130,6 +130,59 @@ fn repair_is_told_in_order_with_a_window_that_holds_the_accident() {
 }
 
 #[test]
+fn every_block_that_is_repaired_has_its_own_window_and_counts() {
+    let lab = Lab::new(OnFailure::Repair);
+    let scrubber = lab.scrubber(|options| options.repairs_per_day = 0);
+    let (shard, _) = lab.seal(&scrubber, &weights(8 << 20));
+    lab.pass(&scrubber, PERIOD * 2);
+    // In the middle of a pass: some blocks were checked lately, others long ago.
+    lab.pass(&scrubber, PERIOD / 3);
+    let broken = 1_800_000_000_000_000_000 + lab.clock.now().as_nanos() as u64;
+    for block in 0..8 {
+        lab.flip(&shard, (block << 20) + 3);
+    }
+    lab.pass(&scrubber, PERIOD);
+    assert_eq!(shard.state(), ShardState::Verified);
+    let records = lab.records.lock().unwrap().clone();
+    let started: Vec<_> = records.iter().filter(|record| record["event"] == "RepairStarted").collect();
+    assert_eq!(started.len(), 8);
+    let windows: Vec<u64> = started.iter().map(|record| record["suspect_from_ns"].as_u64().unwrap()).collect();
+    assert!(windows.iter().all(|from| *from <= broken), "{windows:?} {broken}");
+    assert!(windows.iter().any(|from| *from != windows[0]), "they were checked at different times: {windows:?}");
+    let fault = shard.last_fault().unwrap();
+    assert_eq!((fault.blocks, fault.suspect_from_ns), (8, *windows.iter().min().unwrap()));
+    assert_eq!(scrubber.status().faults, 8);
+}
+
+#[test]
+fn a_bad_block_that_fails_beside_another_one_is_remembered() {
+    let lab = Lab::new(OnFailure::Repair);
+    let scrubber = lab.scrubber(|options| options.repairs_per_day = 0);
+    let (shard, _) = lab.seal(&scrubber, &weights(3 << 20));
+    for other in [0, 2] {
+        lab.flip(&shard, 1 << 20);
+        lab.flip(&shard, other << 20);
+        lab.pass(&scrubber, PERIOD);
+    }
+    let events = lab.events();
+    assert_eq!(events.iter().filter(|event| *event == "DeviceQuarantined").count(), 1, "{events:?}");
+    assert_eq!(lab.record("DeviceQuarantined")["reason"], "block 1 of 'shard-1' was damaged 2 times");
+}
+
+#[test]
+fn what_only_a_repair_finds_is_a_failure_on_record() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let scrubber = lab.scrubber(|_| ());
+    let (shard, _) = lab.seal(&scrubber, &weights(5000));
+    lab.flip(&shard, 77);
+    assert_eq!(scrubber.repair_now(&shard).unwrap().repaired.len(), 1);
+    let events = lab.events();
+    let place = |name: &str| events.iter().position(|event| event == name).unwrap();
+    assert!(["SealVerificationFailed", "RepairStarted", "BlockRepaired", "SealVerified"].map(place).is_sorted());
+    assert_eq!(shard.last_fault().unwrap().outcome, "repaired");
+}
+
+#[test]
 fn fail_closed_stops_all_work_at_once_and_writes_nothing() {
     let lab = Lab::new(OnFailure::FailClosed);
     let scrubber = lab.scrubber(|_| ());

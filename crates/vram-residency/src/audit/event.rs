@@ -61,6 +61,7 @@ pub enum AuditEvent<'a> {
         differing_bytes: u64,
         differing_bits: u64,
         damage: DamageKind,
+        suspect_from_ns: u64,
     },
     /// It was overwritten, read back and found as sealed.
     BlockRepaired { shard_id: &'a ShardId, block: u64 },
@@ -75,6 +76,7 @@ pub enum AuditEvent<'a> {
         differing_bytes: Option<u64>,
         differing_bits: Option<u64>,
         damage: DamageKind,
+        suspect_from_ns: u64,
     },
     /// A block was read wrongly once, and as sealed when it was read again, twice and by two ways.
     MismatchNotConfirmed { shard_id: &'a ShardId, block: u64 },

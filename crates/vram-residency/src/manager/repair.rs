@@ -9,7 +9,7 @@ use crate::audit::{AuditEvent, Text};
 use crate::damage::{BlockDamage, DamageKind, Difference, kind_alone, search_budget};
 use crate::device::DeviceError;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_range, block_value};
-use crate::error::{Error, RepairFailure};
+use crate::error::{Error, RepairFailure, VerifyFailure};
 use crate::model::{Source, read_exact_at};
 use crate::shard::{SealedShard, Shard, ShardState};
 
@@ -102,8 +102,20 @@ impl Worker {
         let mut damaged = Vec::new();
         verify::find_damage(shard, &mut |block, _actual| damaged.push(block))
             .inspect_err(|error| self.record_repair_failure(shard, None, error))?;
-        if !damaged.is_empty() {
+        if let Some(&block) = damaged.first() {
+            if !shard.state().is_damaged() {
+                // Nobody had found it: that is a failure like any other.
+                let tensor = shard.tensor_in(block_range(shard.statement.bytes, block));
+                let cause = VerifyFailure::Block { block, tensor: tensor.map(|tensor| tensor.name.clone()) };
+                let _ = self.failed(shard, cause);
+            }
             shard.set_state(ShardState::Repairing);
+            // More may be damaged than was found first, and longer ago.
+            let since = damaged.iter().map(|block| self.suspect_from_ns(shard, *block)).min();
+            shard.change_fault(|fault| {
+                fault.blocks = damaged.len() as u64;
+                fault.suspect_from_ns = since.unwrap_or(fault.suspect_from_ns);
+            });
         }
         let repaired = self.repair_blocks(shard, source, damaged)?;
         unfinished.finish();
@@ -154,6 +166,7 @@ impl Worker {
             differing_bytes: damage.as_ref().map(|damage| damage.differing_bytes),
             differing_bits: damage.as_ref().map(|damage| damage.differing_bits),
             damage: kind,
+            suspect_from_ns: self.suspect_from_ns(shard, block),
         })?;
         Ok(())
     }
@@ -192,6 +205,7 @@ impl Worker {
             differing_bytes: difference.bytes,
             differing_bits: difference.bits,
             kind: origin.unwrap_or_else(|| difference.kind()),
+            suspect_from_ns: self.suspect_from_ns(shard, block),
         })
     }
 
@@ -248,6 +262,7 @@ impl Worker {
             differing_bytes: damage.differing_bytes,
             differing_bits: damage.differing_bits,
             damage: damage.kind,
+            suspect_from_ns: damage.suspect_from_ns,
         })
         .map_err(Refused::Other)?;
         region.rewrite(block_range(shard.statement.bytes, block).start, &good).map_err(device)?;

@@ -228,12 +228,13 @@ impl Worker {
         if let Some((block, tensor)) = cause.first_block() {
             shard.set_fault(Fault {
                 block,
+                blocks: cause.damaged_blocks(),
                 tensor: tensor.map(Into::into),
                 first_byte: None,
                 differing_bytes: None,
                 differing_bits: None,
                 kind: DamageKind::Unknown,
-                suspect_from_ns: self.suspect_from_ns(shard, Some(block)),
+                suspect_from_ns: self.suspect_since(shard, Some(&cause)),
                 found_ns: self.trail.wall_ns(),
                 outcome: if self.policy.on_failure == OnFailure::Log { "logged" } else { "quarantined" },
             });
@@ -242,22 +243,31 @@ impl Worker {
         Error::SealVerificationFailed { shard_id: Box::new(shard.statement.shard_id), cause }
     }
 
-    /// When a block, or else the whole shard, was found as sealed for the last time, by the wall clock.
-    fn suspect_from_ns(&self, shard: &Shard, block: Option<u64>) -> u64 {
-        block.map_or_else(
-            || shard.last_verified_ns(),
-            |block| {
-                let age = self.now_ns().saturating_sub(shard.freshness.block_ns(block));
-                self.trail.wall_ns().saturating_sub(age)
-            },
-        )
+    /// When what was found damaged was as sealed for the last time, by the wall clock: a block, or with several of them the
+    /// shard's oldest one, or without any the whole shard.
+    fn suspect_since(&self, shard: &Shard, found: Option<&VerifyFailure>) -> u64 {
+        match found.and_then(VerifyFailure::first_block) {
+            None => shard.last_verified_ns(),
+            Some((block, _)) if found.is_some_and(|found| found.damaged_blocks() == 1) => {
+                self.suspect_from_ns(shard, block)
+            }
+            Some(_) => self.ago(shard.freshness.oldest_age(self.now_ns())),
+        }
+    }
+
+    /// When a block was found as sealed for the last time, by the wall clock.
+    pub(crate) fn suspect_from_ns(&self, shard: &Shard, block: u64) -> u64 {
+        self.ago(Duration::from_nanos(self.now_ns().saturating_sub(shard.freshness.block_ns(block))))
+    }
+
+    fn ago(&self, age: Duration) -> u64 {
+        self.trail.wall_ns().saturating_sub(nanoseconds(age))
     }
 
     fn record_failure(&self, shard: &Shard, reason: &dyn Display, found: Option<&VerifyFailure>, action: &'static str) {
-        let (actual, damaged_blocks) = match found {
-            Some(VerifyFailure::Damaged { actual, damaged_blocks, .. }) => (Some(*actual), *damaged_blocks),
-            Some(VerifyFailure::Block { .. }) => (None, 1),
-            _ => (None, 0),
+        let actual = match found {
+            Some(VerifyFailure::Damaged { actual, .. }) => Some(*actual),
+            _ => None,
         };
         let (first_block, tensor) = found.and_then(VerifyFailure::first_block).unzip();
         self.record_beside_failure(&AuditEvent::SealVerificationFailed {
@@ -265,10 +275,10 @@ impl Worker {
             reason: Text(reason),
             expected: shard.statement.digest,
             actual,
-            damaged_blocks,
+            damaged_blocks: found.map_or(0, VerifyFailure::damaged_blocks),
             first_block,
             tensor: tensor.flatten(),
-            suspect_from_ns: self.suspect_from_ns(shard, first_block),
+            suspect_from_ns: self.suspect_since(shard, found),
             action,
         });
     }

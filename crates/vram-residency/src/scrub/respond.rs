@@ -19,7 +19,6 @@ impl Core {
         let tensor = shard.tensor_in(block_range(shard.statement.bytes, job.block)).map(|tensor| tensor.name.clone());
         // Refused from here on, and on record before anything is written.
         let _ = self.worker.failed(shard, VerifyFailure::Block { block: job.block, tensor });
-        self.metrics.faults.increment(1);
         self.respond(shard, job.block, job.source.as_deref());
     }
 
@@ -48,14 +47,8 @@ impl Core {
 
     /// Does what the policy says about a fault that is on record. The caller has begun a check.
     fn respond(&self, shard: &Arc<Shard>, block: u64, source: Option<&dyn Source>) {
-        self.totals.faults.fetch_add(1, Ordering::Relaxed);
-        if let Some(lane) = self.lanes().of(shard) {
-            lane.faults = lane.faults.saturating_add(1);
-        }
-        // A drill says nothing about the hardware.
-        let drill = shard.is_drilled(block);
         let shard_id = shard.statement.shard_id;
-        let too_often = if drill { None } else { self.ledger().fault(shard_id, block, &self.options) };
+        let too_often = self.count_fault(shard, block);
         match (self.worker.policy.on_failure, source) {
             (OnFailure::Repair, Some(source)) => {
                 // What goes wrong is on record and in the shard's state.
@@ -80,9 +73,26 @@ impl Core {
         }
     }
 
+    /// A block was found damaged. Says why the device should be given up, if so.
+    fn count_fault(&self, shard: &Arc<Shard>, block: u64) -> Option<String> {
+        self.totals.faults.fetch_add(1, Ordering::Relaxed);
+        self.metrics.faults.increment(1);
+        if let Some(lane) = self.lanes().of(shard) {
+            lane.faults = lane.faults.saturating_add(1);
+        }
+        // A drill says nothing about the hardware.
+        if shard.is_drilled(block) { None } else { self.ledger().fault(shard.statement.shard_id, block, &self.options) }
+    }
+
     /// Repairs, and counts what was repaired but for blocks that were damaged on purpose.
     fn repair(&self, shard: &Arc<Shard>, source: &dyn Source) -> Result<RepairReport, Error> {
+        let known = shard.state().is_damaged().then(|| shard.last_fault_block()).flatten();
         let report = self.worker.repair(shard, source)?;
+        // Those that were found by the repair alone.
+        let others = report.repaired.iter().map(|damage| damage.block).filter(|block| Some(*block) != known);
+        for reason in others.filter_map(|block| self.count_fault(shard, block)) {
+            self.worker.quarantine_device(&reason);
+        }
         self.totals.repairs.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
         if let Some(lane) = self.lanes().of(shard) {
             lane.repairs = lane.repairs.saturating_add(report.repaired.len() as u64);

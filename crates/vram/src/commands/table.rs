@@ -234,8 +234,12 @@ fn fault(shard: &Value) -> String {
     let Some(fault) = shard.get("last_fault").filter(|fault| !fault.is_null()) else { return "-".to_owned() };
     let tensor = fault.get("tensor").and_then(Value::as_str).map(|name| format!(" in {}", printable(name)));
     let byte = fault.get("first_byte").and_then(Value::as_u64).map(|byte| format!(", byte {byte}"));
+    let others = match number(fault, "blocks") {
+        0 | 1 => String::new(),
+        blocks => format!(", and {} more", blocks.saturating_sub(1)),
+    };
     format!(
-        "block {}{}{}: {}, {}",
+        "block {}{}{}{others}: {}, {}",
         number(fault, "block"),
         tensor.unwrap_or_default(),
         byte.unwrap_or_default(),

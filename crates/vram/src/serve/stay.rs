@@ -119,10 +119,11 @@ fn tell(shard: &ShardView, out: &Out) {
     let state = out.styled(style, shard.state.as_str().to_uppercase());
     match shard.last_fault.as_ref() {
         Some(fault) => out.line(format_args!(
-            "{}  {state}  block {}{}: {}, {}",
+            "{}  {state}  block {}{}{}: {}, {}",
             shard.shard_id,
             fault.block,
             fault.tensor.as_deref().map(|name| format!(" in {}", printable(name))).unwrap_or_default(),
+            if fault.blocks > 1 { format!(", and {} more", fault.blocks.saturating_sub(1)) } else { String::new() },
             fault.kind,
             fault.outcome
         )),

@@ -47,10 +47,16 @@ const SIGNS = { good: "✓", warn: "!", bad: "✕", gone: "?", asking: "…" };
 const RANKS = { bad: 0, warn: 1, note: 2 };
 const IN_ORDER = ["SEALED", "VERIFIED"];
 
+// The blocks of a fault, and the tensor of the first.
+function places(fault) {
+  const more = fault.blocks > 1 ? ` and ${fault.blocks - 1} more` : "";
+  return `${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""}${more}`;
+}
+
 // What is wrong with a shard, if something is.
 function ofShard(shard, status) {
   const id = clean(shard.shard_id), fault = shard.last_fault;
-  const where = fault ? `Block ${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""}: ${clean(fault.kind)}.` : "";
+  const where = fault ? `Block ${places(fault)}: ${clean(fault.kind)}.` : "";
   // Where damage is only logged, the bytes went on being lent.
   const window = !fault ? "" : shard.state === "SUSPECT" && status.on_failure === "log"
     ? ` Answers given since ${clock(fault.suspect_from_ns / 1e6)} are suspect.`
@@ -163,7 +169,7 @@ function judge(status, records) {
     const record = records.findLast((one) => one.event === "BlockRepaired" && one.shard_id === shard.shard_id && one.block === fault.block &&
       one.time_ns >= fault.found_ns);
     const lentUntil = status.on_failure !== "log" ? fault.found_ns / 1e6 : record ? record.time_ns / 1e6 : Date.parse(shard.state_since);
-    add("note", `Repaired: block ${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""} of ${clean(shard.shard_id)}, ` +
+    add("note", `Repaired: block ${places(fault)} of ${clean(shard.shard_id)}, ` +
       `found at ${clock(fault.found_ns / 1e6)} (${clean(fault.kind)})` +
       (record && record.seq !== null ? `; record ${record.seq} of the audit log` : "") +
       `. Answers given ${span(fault.suspect_from_ns / 1e6, lentUntil)} were suspect.`, "", null, "", "VramRepairing");

@@ -5,9 +5,8 @@
 //! bytes that decided which files make the model.
 
 use std::collections::BTreeSet;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -349,9 +348,8 @@ impl Approver {
 
     /// The names of all files below a directory, but for the manifest itself and what it leaves out.
     fn files_below(&self, root: &Path) -> Result<BTreeSet<String>, Refused> {
-        let own = fs::metadata(&self.path).ok();
-        let is_own =
-            |facts: &Metadata| own.as_ref().is_some_and(|own| (own.dev(), own.ino()) == (facts.dev(), facts.ino()));
+        // By its name: another name for the same file is another file of the directory.
+        let own = place(&self.path);
         let mut names = BTreeSet::new();
         let mut open = vec![(root.to_owned(), String::new(), 0_usize)];
         while let Some((directory, prefix, depth)) = open.pop() {
@@ -378,7 +376,7 @@ impl Approver {
                         let name = to.name(&name);
                         format!("'{name}' is neither a file nor a plain directory within {DEEPEST} others")
                     }));
-                } else if !is_own(&facts) && (!names.insert(name) || names.len() > MAX_FILES) {
+                } else if (own.is_none() || place(&path) != own) && (!names.insert(name) || names.len() > MAX_FILES) {
                     let told = |to: To| format!("{} has more than {MAX_FILES} files", to.directory(root));
                     return Err(Refused::new(told));
                 }
@@ -392,6 +390,12 @@ impl Approver {
         }
         Ok(names)
     }
+}
+
+/// Where a file is, the links to its directory resolved, those in its own name not.
+fn place(path: &Path) -> Option<PathBuf> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(fs::canonicalize(directory).ok()?.join(path.file_name()?))
 }
 
 /// What is told of names for which no file was given.
@@ -418,7 +422,7 @@ pub(crate) fn readable<T: Default>(
     let both = |one: &str, other: &str| format!("{one}; and {other}");
     match source.read(path) {
         Err(other) => Err(Failure { message: both(&failure.message, &other.message), ..other }),
-        Ok(_) if !is_there => Err(failure),
+        Ok(Ok(_)) if !is_there => Err(failure),
         Ok(verdict) => {
             // The model's own words name paths, which do not belong into the log.
             let (message, recorded) = match verdict {

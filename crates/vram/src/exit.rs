@@ -111,7 +111,11 @@ impl From<DeviceError> for Failure {
 
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
-        let unread = matches!(error.fault(), ModelError::Open { .. } | ModelError::Read { .. });
+        // What is not there cannot be read either, but then that is what is wrong with the model.
+        let unread = match error.fault() {
+            ModelError::Open { cause } => cause.kind() != std::io::ErrorKind::NotFound,
+            fault => matches!(fault, ModelError::Read { .. }),
+        };
         Self { unread, ..Self::new("model", error.to_string()) }
     }
 }

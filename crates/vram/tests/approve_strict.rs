@@ -96,6 +96,42 @@ fn an_index_decides_nothing_that_is_not_approved() {
     }
 }
 
+#[test]
+fn a_file_that_the_index_names_and_that_is_not_there_is_refused_on_record() {
+    let home = Home::new();
+    let (model, list) = sharded(&home);
+    let whole = home.file("SHA256SUMS", list.as_bytes());
+    let (two, away) = (model.join("two.safetensors"), model.join("Two.safetensors"));
+    for named in [&model, &model.join(INDEX)] {
+        std::fs::rename(&two, &away).unwrap();
+        let before = refusals(&home).len();
+        let ran = seal(&home, &[&whole, named]);
+        assert_eq!((ran.code, refusals(&home).len()), (3, before + 1), "{ran:?}");
+        std::fs::remove_file(&away).unwrap();
+        std::os::unix::fs::symlink("nowhere", &two).unwrap();
+        let ran = seal(&home, &[&whole, named]);
+        assert_eq!((ran.code, refusals(&home).len()), (3, before + 2), "{ran:?}");
+        std::fs::remove_file(&two).unwrap();
+        home.file("m/two.safetensors", &safetensors(["c", "d"], 60));
+    }
+    // What is not there at all was never held against anything.
+    let ran = seal(&home, &[&whole, &home.path("nothing")]);
+    assert_eq!((ran.code, refusals(&home).len()), (1, 4), "{ran:?}");
+}
+
+#[test]
+fn another_name_of_the_manifest_is_another_file() {
+    let home = Home::new();
+    let file = home.file("m/w.safetensors", &safetensors(["a", "b"], 10));
+    let list = format!("{}  w.safetensors\n", sha256(&std::fs::read(&file).unwrap()));
+    let list = home.file("m/SHA256SUMS", list.as_bytes());
+    let model = home.path("m");
+    std::fs::hard_link(&list, model.join("zz.py")).unwrap();
+    refused(&home, &[&list, &model], &["has 'zz.py', which the manifest does not name"]);
+    std::fs::remove_file(model.join("zz.py")).unwrap();
+    assert_eq!(seal(&home, &[&list, &model]).code, 0);
+}
+
 /// The model of the signatures, in a directory of its own.
 fn signed_model(home: &Home) -> (PathBuf, PathBuf, PathBuf) {
     for name in ["model.safetensors", "config.json"] {

@@ -19,7 +19,8 @@ import sys
 PACKAGE, VERSION = "nvidia-cuda-nvrtc-cu11", "11.8.89"
 OPTIONS = ["--gpu-architecture=compute_70", "--std=c++17"]
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ["blake3", "fingerprint", "probe"]
+# Each module, and the variables of it that the host looks up by name: named to the compiler, they become visible symbols.
+MODULES = {"blake3": [], "fingerprint": ["vram_nh_key"], "probe": []}
 
 
 def compiler(tools):
@@ -63,6 +64,8 @@ def compile_to_ptx(nvrtc, name):
     program = ctypes.c_void_p()
     text = (HERE / files[0]).read_bytes()
     ask(nvrtc, "nvrtcCreateProgram", ctypes.byref(program), text, files[0].encode(), len(headers), texts, names)
+    for variable in MODULES[name]:
+        ask(nvrtc, "nvrtcAddNameExpression", program, f"&{variable}".encode())
     options = (ctypes.c_char_p * len(OPTIONS))(*[option.encode() for option in OPTIONS])
     code = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), options)
     size = ctypes.c_size_t()

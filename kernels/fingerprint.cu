@@ -12,8 +12,10 @@
 #define PASSES 4u
 #define KEY_WORDS 1030u    // 1024 for the first pass; each further pass begins one pair later
 
+extern "C" {
 // Random words of the host, uploaded before the launch.
 VRAM_CONSTANT u32 vram_nh_key[KEY_WORDS];
+}
 
 // Adds piece number `piece` of a tile, four words, to the four sums.
 VRAM_FN void add_piece(u64 sums[PASSES], const u32 words[4], u32 piece) {
@@ -28,10 +30,10 @@ VRAM_FN void add_piece(u64 sums[PASSES], const u32 words[4], u32 piece) {
     }
 }
 
-struct By16 {
+struct PieceBy16 {
     static VRAM_FN void load(u64 at, u32 words[4]) { load16(at, words); }
 };
-struct By8 {
+struct PieceBy8 {
     static VRAM_FN void load(u64 at, u32 words[4]) {
         load8(at, words);
         load8(at + 8, words + 2);
@@ -85,9 +87,9 @@ vram_nh_tiles(const Segment *segments, u32 segment_count, u32 blocks, u64 *out) 
     u64 at = place.address + start;
     u64 sums[PASSES] = {0, 0, 0, 0};
     if (at % 16 == 0) {
-        add_pieces<By16>(sums, at, pieces);
+        add_pieces<PieceBy16>(sums, at, pieces);
     } else {
-        add_pieces<By8>(sums, at, pieces);
+        add_pieces<PieceBy8>(sums, at, pieces);
     }
     if (pieces < 256 && left > (u64)pieces * ROW_BYTES) {
         u32 words[4];

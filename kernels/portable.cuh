@@ -15,7 +15,7 @@ typedef unsigned long long u64;
 // At least `blocks` thread blocks of `threads` threads fit on one multiprocessor: this bounds the registers.
 #define VRAM_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define VRAM_SHARED __shared__
-#define VRAM_CONSTANT extern "C" __constant__
+#define VRAM_CONSTANT __constant__
 #define VRAM_UNROLL _Pragma("unroll")
 #define VRAM_ROLLED _Pragma("unroll 1")
 #define VRAM_BLOCK_X blockIdx.x

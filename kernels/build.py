@@ -17,10 +17,10 @@ import subprocess
 import sys
 
 PACKAGE, VERSION = "nvidia-cuda-nvrtc-cu11", "11.8.89"
-OPTIONS = ["--gpu-architecture=compute_70", "--std=c++17"]
+# Relocatable code only makes variables that the host looks up by name visible symbols; the instructions are the same.
+OPTIONS = ["--gpu-architecture=compute_70", "--std=c++17", "--relocatable-device-code=true"]
 HERE = pathlib.Path(__file__).resolve().parent
-# Each module, and the variables of it that the host looks up by name: named to the compiler, they become visible symbols.
-MODULES = {"blake3": [], "fingerprint": ["vram_nh_key"], "probe": []}
+MODULES = ["blake3", "fingerprint", "probe"]
 
 
 def compiler(tools):
@@ -64,8 +64,6 @@ def compile_to_ptx(nvrtc, name):
     program = ctypes.c_void_p()
     text = (HERE / files[0]).read_bytes()
     ask(nvrtc, "nvrtcCreateProgram", ctypes.byref(program), text, files[0].encode(), len(headers), texts, names)
-    for variable in MODULES[name]:
-        ask(nvrtc, "nvrtcAddNameExpression", program, f"&{variable}".encode())
     options = (ctypes.c_char_p * len(OPTIONS))(*[option.encode() for option in OPTIONS])
     code = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), options)
     size = ctypes.c_size_t()

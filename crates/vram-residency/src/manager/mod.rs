@@ -116,7 +116,7 @@ impl VramManager {
             worker_id,
             key,
             policy,
-            metrics: Metrics::register(device.info().kind),
+            metrics: Metrics::register(&device.name()),
             device,
             residents: Mutex::default(),
             past: Mutex::default(),
@@ -125,6 +125,9 @@ impl VramManager {
             trail,
         };
         worker.show_capacity();
+        if let Some(facts) = worker.device.cuda_facts() {
+            worker.record(&AuditEvent::DeviceOpened { facts })?;
+        }
         tracing::info!(worker_id = %worker.worker_id, device = %worker.device.info().kind, "manager ready");
         Ok(Self { worker: Arc::new(worker) })
     }

@@ -203,6 +203,9 @@ impl Worker {
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
         let verdict = self.policy.admit(self.device.info().kind, region.residency(), region.protection());
         self.admitted(verdict, request.shard_id)?;
+        let foreign = region.check_memory()?.foreign;
+        let verdict = foreign.map_or(Ok(()), |foreign| Err(Violation::NotResident { foreign }));
+        self.admitted(verdict, request.shard_id)?;
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;

@@ -27,7 +27,10 @@ mod host;
 pub(crate) mod mapping;
 pub mod measure;
 
-pub use cuda::{CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version};
+pub use cuda::{
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    disable_kernel_cache,
+};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 
 /// Which kind of memory a device is.

@@ -28,7 +28,7 @@ mod residency;
 mod speed;
 mod survey;
 
-pub use driver::{CudaError, MINIMUM_DRIVER, Version};
+pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
 
@@ -144,7 +144,7 @@ impl CudaDevice {
             driver: driver.version().to_string(),
             kernels_sha256: kernels::text_digest(),
             variant,
-            kernel_cache: std::env::var_os("CUDA_CACHE_DISABLE").is_none_or(|value| value != "1"),
+            kernel_cache: driver::has_kernel_cache(),
             integrated,
         };
         tracing::debug!(?facts, capacity, headroom, "cuda device opened");

@@ -34,6 +34,9 @@ mod vmm;
 /// Names under which the driver's library is looked for.
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
+/// What the driver takes from the environment: 1 keeps it from caching compiled kernels.
+const CACHE_DISABLE: &str = "CUDA_CACHE_DISABLE";
+
 /// A driver that answers.
 pub(super) struct Driver {
     table: Table,
@@ -260,4 +263,22 @@ fn text(path: &Path) -> Box<str> {
 fn until_zero(bytes: &[c_char]) -> String {
     let text: Vec<u8> = bytes.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
     String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Has the driver keep no compiled kernels in a file, where who can write that file could change them: sets the variable
+/// `CUDA_CACHE_DISABLE` that the driver reads when it starts. Works only as long as the process has no other thread, so at
+/// the start of a program; whether it did is among a device's facts.
+pub fn disable_kernel_cache() {
+    const ALONE: usize = 1;
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads == ALONE {
+        // SAFETY: nobody else can read or change the environment meanwhile: this is the only thread, and only a thread of
+        // this process could start another one.
+        unsafe { std::env::set_var(CACHE_DISABLE, "1") };
+    }
+}
+
+/// Whether the driver may keep compiled kernels in a file.
+pub(super) fn has_kernel_cache() -> bool {
+    std::env::var_os(CACHE_DISABLE).is_none_or(|value| value != "1")
 }

@@ -77,11 +77,8 @@ impl Context {
     /// the process, and is said.
     pub(super) fn give_back(&self, step: &'static str, call: &dyn Fn() -> Code) {
         // A lost context has to be entered too: the driver is told what is given up in it.
-        let _current = self.push();
-        if self.check(step, call()).is_ok() {
-            return;
-        }
-        if let Err(error) = self.check(step, call()) {
+        let attempt = || self.push().and_then(|_current| self.check(step, call()));
+        if let Err(error) = attempt().or_else(|_| attempt()) {
             tracing::error!(%error, "something of the GPU's could not be given back");
         }
     }
@@ -147,9 +144,12 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once, by `open`.
-        let answer = unsafe { (self.driver.table.context_release)(self.device) };
-        if let Err(error) = self.check("close a GPU", answer) {
+        let release = || {
+            // SAFETY: retained once, by `open`; a release that failed has not happened.
+            let answer = unsafe { (self.driver.table.context_release)(self.device) };
+            self.check("close a GPU", answer)
+        };
+        if let Err(error) = release().or_else(|_| release()) {
             tracing::error!(%error, "a GPU's context could not be given back");
         }
     }

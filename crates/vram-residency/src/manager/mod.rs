@@ -17,6 +17,7 @@ use crate::seal::{MAX_TEXT, SealKey};
 use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
+mod adopt;
 mod attest;
 mod handout;
 mod past;

@@ -27,13 +27,12 @@
 #define VRAM_BLOCKS_X host::here.blocks_x
 #define VRAM_THREAD_X host::here.thread_x
 #define VRAM_THREAD_Y host::here.thread_y
-#define VRAM_THREADS_X host::here.threads_x
 #define VRAM_BARRIER() host::barrier()
 
 namespace host {
 
 struct Here {
-    u32 block_x, block_y, blocks_x, thread_x, thread_y, threads_x;
+    u32 block_x, block_y, blocks_x, thread_x, thread_y;
 };
 inline Here here;
 
@@ -146,7 +145,6 @@ inline void run_block(const Grid &grid, const std::function<void()> &kernel) {
 // Runs the kernel for every thread of the grid.
 inline void launch(const Grid &grid, const std::function<void()> &kernel) {
     here.blocks_x = grid.blocks_x;
-    here.threads_x = grid.threads_x;
     fibers_on = grid.barriers;
     for (here.block_y = 0; here.block_y < grid.blocks_y; ++here.block_y) {
         for (here.block_x = 0; here.block_x < grid.blocks_x; ++here.block_x) {
@@ -184,4 +182,4 @@ VRAM_FN void store4(u64 at, u32 value) {
     std::memcpy(reinterpret_cast<void *>(at), &value, 4);
 }
 VRAM_FN u32 mad(u32 a, u32 one, u32 b) { return a * one + b; }
-VRAM_FN void xor_shared_by_all(u32 *at, u32 value) { *at ^= value; }
+VRAM_FN void atomic_xor(u32 *at, u32 value) { *at ^= value; }

@@ -71,7 +71,11 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
         }
     }
     say(&format!("\n{}", Built::HEAD));
-    built.iter().for_each(|kernel| say(&kernel.to_string()));
+    let (hot, others): (Vec<&Built>, Vec<&Built>) = built.iter().partition(|kernel| kernel.budget().is_some());
+    hot.iter().for_each(|kernel| say(&kernel.to_string()));
+    let most = |of: fn(&Built) -> u32| others.iter().map(|kernel| of(kernel)).max().unwrap_or(0);
+    let (registers, spilled) = (most(|kernel| kernel.registers), most(|kernel| kernel.spilled));
+    say(&format!("The other kernels: {registers} registers at most, {spilled} bytes spilled."));
     say(
         "Per 64 bytes of the loop that reads 16 bytes at once, and of the one that reads 8. ALU is what only the integer",
     );
@@ -114,6 +118,10 @@ struct Built {
 impl Built {
     const HEAD: &'static str = "ptxas    chip    kernel                    registers  spilled | by 16: ALU  IMAD  wide  load other | by 8: ALU  IMAD  wide  load other";
 
+    fn budget(&self) -> Option<&'static Budget> {
+        BUDGETS.iter().find(|budget| budget.kernel == self.kernel)
+    }
+
     /// What is over budget, each in a sentence's part.
     fn judge(&self) -> Vec<String> {
         let name = format!("{} for sm_{} (ptxas {})", self.kernel, self.chip, self.assembler);
@@ -121,7 +129,7 @@ impl Built {
         if self.spilled != 0 {
             broken.push(format!("{name} has {} bytes of stack or spills, and may have none", self.spilled));
         }
-        let Some(budget) = BUDGETS.iter().find(|budget| budget.kernel == self.kernel) else { return broken };
+        let Some(budget) = self.budget() else { return broken };
         if self.registers > budget.registers {
             broken.push(format!("{name} takes {} registers of {} allowed", self.registers, budget.registers));
         }

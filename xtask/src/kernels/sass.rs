@@ -71,7 +71,7 @@ pub fn innermost_loops(listing: &str, kernel: &str) -> Vec<Loop> {
     let mut labels: Vec<(&str, usize)> = Vec::new();
     let mut spans: Vec<(usize, usize)> = Vec::new();
     for line in listing.lines().map(str::trim) {
-        if line.starts_with(".section") {
+        if line.starts_with(".section\t") || line.starts_with(".section ") {
             here = line.contains(&section);
         } else if !here {
         } else if let Some(label) = line.strip_suffix(':') {
@@ -117,6 +117,7 @@ mod tests {
         /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0010*/                   BRA `(.L_x_9) ;
 	.section	.text.kernel,\"ax\",@progbits
+	.sectioninfo	@\"SHI_REGISTERS=62\"
 .text.kernel:
         /*0000*/                   S2R R0, SR_TID.X ;
 .L_x_0:

@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 /// A region of a launch: its bytes, which blocks of it are hashed, and where it begins.
 pub struct Region<'a> {
     pub bytes: &'a [u8],
+    /// MiB of the region in front of `bytes` that are not there and must not be read.
+    pub absent: u64,
     pub first_block: u64,
     pub blocks: u64,
     /// Added to an address that is a multiple of 64; a multiple of 8.
@@ -109,7 +111,8 @@ fn push_words(request: &mut Vec<u8>, words: &[u32]) {
 
 fn push_regions(request: &mut Vec<u8>, regions: &[Region<'_>]) -> usize {
     for region in regions {
-        for number in [region.bytes.len() as u64, region.first_block, region.blocks, region.misalignment] {
+        for number in [region.bytes.len() as u64, region.absent, region.first_block, region.blocks, region.misalignment]
+        {
             request.extend_from_slice(&number.to_le_bytes());
         }
         request.extend_from_slice(region.bytes);

@@ -69,7 +69,7 @@ fn official(key: Option<&[u8; 32]>, region: &[u8], block: u64) -> [u8; 32] {
 }
 
 fn whole(bytes: &[u8], misalignment: u64) -> Region<'_> {
-    Region { bytes, first_block: 0, blocks: block_count(bytes.len() as u64), misalignment }
+    Region { bytes, absent: 0, first_block: 0, blocks: block_count(bytes.len() as u64), misalignment }
 }
 
 /// Every length at every alignment, some of them together in a launch.
@@ -122,7 +122,13 @@ fn a_launch_hashes_just_the_blocks_that_its_table_names() {
     let table = [(1, 2), (5, 1), (3, 0), (0, 1), (2, 4)];
     let regions: Vec<Region<'_>> = (0..)
         .zip(table)
-        .map(|(at, (first_block, blocks))| Region { bytes: &data, first_block, blocks, misalignment: at % 3 * 8 })
+        .map(|(at, (first_block, blocks))| Region {
+            bytes: &data,
+            absent: 0,
+            first_block,
+            blocks,
+            misalignment: at % 3 * 8,
+        })
         .collect();
     let blocks = table.iter().flat_map(|&(first, blocks)| first..first + blocks);
     let wanted: Vec<[u8; 32]> = blocks.clone().map(|block| official(None, &data, block)).collect();
@@ -142,6 +148,25 @@ fn nh_is_the_reference_at_every_length_and_alignment() {
             launch.iter().flat_map(|region| nh::tiles(&key, region.bytes, 0..region.blocks)).collect();
         let lengths: Vec<usize> = launch.iter().map(|region| region.bytes.len()).collect();
         assert!(kernels.nh(&key, launch) == wanted, "launch {at}: {lengths:?}");
+    }
+    kernels.end();
+}
+
+#[test]
+fn a_chunk_behind_four_tebibytes_has_its_own_number() {
+    let Some(mut kernels) = Kernels::start() else { return };
+    let data = Random::new("far").bytes((1 << 20) + 100);
+    // Chunk numbers from 2^32 on need the counter's upper half. The blocks in front are never touched.
+    for absent in [(1 << 22) - 1, 1 << 22, (1 << 23) + 5] {
+        let region = Region { bytes: &data, absent, first_block: absent, blocks: 2, misalignment: 8 };
+        let wanted = data.chunks(1 << 20).zip(absent..).map(|(bytes, block)| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.set_input_offset(block * BLOCK_BYTES).update(bytes).finalize_non_root()
+        });
+        let wanted: Vec<[u8; 32]> = wanted.collect();
+        for variant in [Variant::Plain, Variant::Multiplier] {
+            assert!(kernels.blake3(variant, None, std::slice::from_ref(&region)) == wanted, "{absent} MiB");
+        }
     }
     kernels.end();
 }

@@ -23,7 +23,6 @@ typedef unsigned long long u64;
 #define VRAM_BLOCKS_X gridDim.x
 #define VRAM_THREAD_X threadIdx.x
 #define VRAM_THREAD_Y threadIdx.y
-#define VRAM_THREADS_X blockDim.x
 #define VRAM_BARRIER() __syncthreads()
 
 // Loads from device memory by address. The compiler is told the address space, which it cannot see in an integer.
@@ -47,7 +46,7 @@ VRAM_FN u32 mad(u32 a, u32 one, u32 b) {
     asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(one), "r"(b));
     return out;
 }
-VRAM_FN void xor_shared_by_all(u32 *at, u32 value) { atomicXor(at, value); }
+VRAM_FN void atomic_xor(u32 *at, u32 value) { atomicXor(at, value); }
 
 #else
 #include "host/shim.hpp"

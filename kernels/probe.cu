@@ -50,7 +50,7 @@ vram_probe_read(u64 address, u64 bytes, u32 *sink) {
         VRAM_BARRIER();
     }
     if (VRAM_THREAD_X == 0) {
-        xor_shared_by_all(sink, sums[0]);
+        atomic_xor(sink, sums[0]);
     }
 }
 

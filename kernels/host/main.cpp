@@ -3,7 +3,8 @@
 // All numbers are little-endian. A request is
 //   u32 kernel: 1 BLAKE3 with plain chunks, 2 BLAKE3 with multiplier chunks, 3 NH tiles
 //   u32 segments, u32 mode, u32[8] key (1 and 2) or u32[1030] key (3)
-//   for each segment: u64 bytes, first_block, blocks, misalignment; then the region's bytes
+//   for each segment: u64 bytes, absent, first_block, blocks, misalignment; then the bytes
+//     the region has `absent` MiB in front of these bytes that are not there and must not be read
 // and its result what the kernel writes: 32 bytes per block (1 and 2) or 8192 (3).
 //   u32 4: read probe; u32 thread blocks, u64 bytes, the bytes. Result: u32.
 //   u32 5: matrix multiplication; u32 n, a, b. Result: n * n f32.
@@ -60,10 +61,10 @@ void hash_request(u32 kind) {
     std::vector<Buffer> buffers;
     u64 end = 0;
     for (u32 i = 0; i < segment_count; ++i) {
-        u64 bytes = need<u64>(), first_block = need<u64>(), blocks = need<u64>(), misalignment = need<u64>();
+        u64 bytes = need<u64>(), absent = need<u64>() << 20, first_block = need<u64>(), blocks = need<u64>(), misalignment = need<u64>();
         buffers.emplace_back(bytes, misalignment);
         end += blocks;
-        segments.push_back({buffers.back().address, bytes, first_block, end});
+        segments.push_back({buffers.back().address - absent, absent + bytes, first_block, end});
     }
     u32 blocks = (u32)end;
     if (kind == 3) {

@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #define VRAM_FN inline
@@ -26,13 +27,12 @@
 #define VRAM_BLOCKS_X host::here.blocks_x
 #define VRAM_THREAD_X host::here.thread_x
 #define VRAM_THREAD_Y host::here.thread_y
-#define VRAM_THREADS_X host::here.threads_x
 #define VRAM_BARRIER() host::barrier()
 
 namespace host {
 
 struct Here {
-    u32 block_x, block_y, blocks_x, thread_x, thread_y, threads_x;
+    u32 block_x, block_y, blocks_x, thread_x, thread_y;
 };
 inline Here here;
 
@@ -64,14 +64,16 @@ inline void check(u64 at, u64 bytes) {
     fail("a load leaves its region", at, bytes);
 }
 
-// One fiber per thread of the block, each stopped at its last barrier.
+// One fiber per thread of the block, each stopped at its last barrier. Contexts only begin a fiber: changing between
+// them asks the operating system, and a jump does not.
 struct Fiber {
-    ucontext_t context;
+    ucontext_t start;
+    jmp_buf stopped;
     std::unique_ptr<char[]> stack;
-    bool running;
+    bool begun, running;
 };
 inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline size_t current;
 inline const std::function<void()> *body;
 inline bool fibers_on;
@@ -80,15 +82,27 @@ inline void barrier() {
     if (!fibers_on) {
         fail("a barrier in a kernel that was declared to have none", 0, 0);
     }
-    Here saved = here;
-    swapcontext(&fibers[current].context, &scheduler);
-    here = saved;
+    if (_setjmp(fibers[current].stopped) == 0) {
+        _longjmp(scheduler, 1);
+    }
 }
 
 inline void fiber_main() {
     (*body)();
     fibers[current].running = false;
-    swapcontext(&fibers[current].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// Runs the current fiber to its next barrier or its end.
+inline void resume() {
+    if (_setjmp(scheduler) == 0) {
+        Fiber &fiber = fibers[current];
+        if (fiber.begun) {
+            _longjmp(fiber.stopped, 1);
+        }
+        fiber.begun = true;
+        setcontext(&fiber.start);
+    }
 }
 
 struct Grid {
@@ -106,11 +120,12 @@ inline void run_block(const Grid &grid, const std::function<void()> &kernel) {
         if (!fiber.stack) {
             fiber.stack.reset(new char[stack_bytes]);
         }
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = stack_bytes;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
+        getcontext(&fiber.start);
+        fiber.start.uc_stack.ss_sp = fiber.stack.get();
+        fiber.start.uc_stack.ss_size = stack_bytes;
+        fiber.start.uc_link = nullptr;
+        makecontext(&fiber.start, fiber_main, 0);
+        fiber.begun = false;
         fiber.running = true;
     }
     for (bool any = true; any;) {
@@ -121,7 +136,7 @@ inline void run_block(const Grid &grid, const std::function<void()> &kernel) {
                 current = i;
                 here.thread_x = i % grid.threads_x;
                 here.thread_y = i / grid.threads_x;
-                swapcontext(&scheduler, &fibers[i].context);
+                resume();
             }
         }
     }
@@ -130,7 +145,6 @@ inline void run_block(const Grid &grid, const std::function<void()> &kernel) {
 // Runs the kernel for every thread of the grid.
 inline void launch(const Grid &grid, const std::function<void()> &kernel) {
     here.blocks_x = grid.blocks_x;
-    here.threads_x = grid.threads_x;
     fibers_on = grid.barriers;
     for (here.block_y = 0; here.block_y < grid.blocks_y; ++here.block_y) {
         for (here.block_x = 0; here.block_x < grid.blocks_x; ++here.block_x) {
@@ -168,4 +182,4 @@ VRAM_FN void store4(u64 at, u32 value) {
     std::memcpy(reinterpret_cast<void *>(at), &value, 4);
 }
 VRAM_FN u32 mad(u32 a, u32 one, u32 b) { return a * one + b; }
-VRAM_FN void xor_shared_by_all(u32 *at, u32 value) { *at ^= value; }
+VRAM_FN void atomic_xor(u32 *at, u32 value) { *at ^= value; }

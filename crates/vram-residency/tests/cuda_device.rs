@@ -1,6 +1,6 @@
 //! The CUDA device on an emulated driver that executes the shipped kernels: what it promises, and what it says when the
 //! driver or the GPU is not as it should be.
-#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
+#![allow(unsafe_code, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
 
 mod gpu;
 mod support;
@@ -218,7 +218,8 @@ fn a_survey_names_the_devices_and_the_roomiest_of_them() {
 #[test]
 fn memory_that_is_not_the_gpus_own_is_refused() {
     let attribute = |attribute, value, after: After| Fault::Attribute { memory: memory(1), attribute, value, after };
-    let moved = |after| Fault::Properties { memory: memory(1), allocation_type: 2, location_type: 1, location: 0, after };
+    let moved =
+        |after| Fault::Properties { memory: memory(1), allocation_type: 2, location_type: 1, location: 0, after };
     let lies: [(&dyn Fn(After) -> Fault, &str); 6] = [
         (&|after| attribute(2, 1, after), "not a GPU's memory"),
         (&|after| attribute(8, 1, after), "managed"),
@@ -244,8 +245,7 @@ fn memory_that_is_not_the_gpus_own_is_refused() {
         let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
         emulator.add_faults(vec![lie(After::now())]);
         let failed = manager.verify_sealed(&shard).unwrap_err();
-        let foreign =
-            matches!(&failed, Error::SealVerificationFailed { cause: VerifyFailure::Foreign { .. }, .. });
+        let foreign = matches!(&failed, Error::SealVerificationFailed { cause: VerifyFailure::Foreign { .. }, .. });
         assert!(foreign && failed.to_string().contains(words), "{failed}");
         assert_eq!(shard.state(), ShardState::Quarantined);
         drop((shard, manager));
@@ -321,7 +321,9 @@ fn protection_that_was_lifted_fails_the_next_verification() {
 /// The GPU is lost at some call of a verification: the shard is not called verified, then or later.
 #[test]
 fn after_a_lost_gpu_nothing_is_verified() {
-    for (code, call) in [(214, "cuStreamSynchronize"), (719, "cuLaunchKernel"), (999, "cuMemcpyDtoHAsync_v2"), (700, "*")] {
+    for (code, call) in
+        [(214, "cuStreamSynchronize"), (719, "cuLaunchKernel"), (999, "cuMemcpyDtoHAsync_v2"), (700, "*")]
+    {
         let mut emulator = Emulator::lock(Plan::default());
         // What a dead device refuses to take back is the driver's.
         emulator.leaves();
@@ -383,7 +385,10 @@ fn launches_that_are_far_slower_than_the_others_are_suspected() {
     drop((shard, manager));
     let events = events(dir.path());
     let verified: Vec<_> = events.iter().filter(|event| event["event"] == "SealVerified").collect();
-    assert_eq!((&verified[1]["suspected_paged"]["first_block"], &verified[1]["suspected_paged"]["blocks"]), (&6.into(), &2.into()));
+    assert_eq!(
+        (&verified[1]["suspected_paged"]["first_block"], &verified[1]["suspected_paged"]["blocks"]),
+        (&6.into(), &2.into())
+    );
     assert!(verified[0].get("suspected_paged").is_none());
 }
 
@@ -398,7 +403,8 @@ fn reservations_leave_the_headroom_and_never_overlap() {
     let total = device.capacity().total_bytes;
     assert!((40 << 20..=56 << 20).contains(&total), "{total}");
     let big = device.allocate(total - (8 << 20), 0).unwrap();
-    let Err(DeviceError::InsufficientMemory { device: kind, available_bytes, .. }) = device.allocate(16 << 20, 0) else {
+    let Err(DeviceError::InsufficientMemory { device: kind, available_bytes, .. }) = device.allocate(16 << 20, 0)
+    else {
         panic!("more was promised than there is")
     };
     assert!(kind == DeviceKind::Cuda && available_bytes <= 8 << 20);
@@ -437,9 +443,12 @@ fn memory_of_others_is_sealed_in_place() {
     assert_eq!(shard.digest(), Digest::of(&weights));
     manager.verify_sealed(&shard).unwrap();
     assert!(shard.export().is_err());
-    emulator.flip(&foreign.memory(), BLOCK_BYTES + 9, 0);
+    assert!(emulator.flip(&foreign.memory(), BLOCK_BYTES + 9, 0));
     let failed = manager.verify_sealed(&shard).unwrap_err();
-    assert!(matches!(failed, Error::SealVerificationFailed { cause: VerifyFailure::Damaged { first_block: 1, .. }, .. }));
+    assert!(matches!(
+        failed,
+        Error::SealVerificationFailed { cause: VerifyFailure::Damaged { first_block: 1, .. }, .. }
+    ));
     manager.repair(&shard, &weights.as_slice()).unwrap();
     assert_eq!(manager.capacity().used_bytes, 0, "it counts against nothing");
     drop((shard, manager));

@@ -43,11 +43,7 @@ pub fn values(bytes: u64) -> Vec<BlockValue> {
 }
 
 /// A sealed region with these bytes, and the values of its blocks.
-pub fn region(
-    device: &CudaDevice,
-    bytes: &[u8],
-    lead: u8,
-) -> Result<(Box<dyn Region>, Vec<BlockValue>), DeviceError> {
+pub fn region(device: &CudaDevice, bytes: &[u8], lead: u8) -> Result<(Box<dyn Region>, Vec<BlockValue>), DeviceError> {
     let mut values = values(bytes.len() as u64);
     let mut staged: Box<dyn StagedRegion> = device.allocate(bytes.len() as u64, lead)?;
     staged.fill(&bytes, &mut values)?;

@@ -229,6 +229,9 @@ impl Shared {
 }
 
 fn refused(step: &'static str) -> DeviceError {
-    let source = std::io::ErrorKind::PermissionDenied.into();
-    DeviceError::System { device: DeviceKind::Cuda, step, source }
+    system(step, std::io::ErrorKind::PermissionDenied)
+}
+
+fn system(step: &'static str, kind: std::io::ErrorKind) -> DeviceError {
+    DeviceError::System { device: DeviceKind::Cuda, step, source: kind.into() }
 }

@@ -11,7 +11,7 @@ use super::driver::{Access, Address, Context, CudaError, Mapped};
 use super::ledger::Reservation;
 use super::residency::{self, Sealed};
 use super::speed::Speeds;
-use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused};
+use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused, system};
 use crate::device::{
     DeviceError, Export, Fill, Foreign, MemoryCheck, Protection, Region, Residency, StagedRegion, SuspectedPaged,
     check_blocks, check_range,
@@ -42,7 +42,9 @@ pub(super) struct CudaRegion {
     /// Held for reading by whoever looks at the bytes, and again by who looks at more of them meanwhile; for writing by
     /// a repair.
     repair: RwLock<()>,
-    /// Whether the driver was told, and says itself, that the device cannot write here.
+    /// Whether the driver took the order that the device may only read here.
+    closed: bool,
+    /// Whether it says itself that the device cannot write here.
     read_only: AtomicBool,
     speeds: Speeds,
 }
@@ -78,7 +80,18 @@ impl CudaRegion {
         let speeds = Speeds::new(block_count(bytes), shared.launch_blocks as u64);
         let (repair, read_only) = (RwLock::new(()), AtomicBool::new(false));
         let shared = Arc::clone(shared);
-        Self { memory, _reservation: reservation, shared, lead, bytes, block_id: None, repair, read_only, speeds }
+        Self {
+            memory,
+            _reservation: reservation,
+            shared,
+            lead,
+            bytes,
+            block_id: None,
+            repair,
+            closed: false,
+            read_only,
+            speeds,
+        }
     }
 
     fn context(&self) -> &Context {
@@ -136,9 +149,8 @@ impl CudaRegion {
         Ok(())
     }
 
-    /// Reads what was slow once more: something else may have kept the device busy. What stays slow is suspected.
+    /// No repair runs meanwhile. Reads what was slow once more: something else may have kept the device busy. What stays slow is suspected.
     fn suspected_paged(&self) -> Result<Option<SuspectedPaged>, CudaError> {
-        let _no_repair = self.repair.read_recursive();
         let mut again = Ok(());
         self.speeds.for_each_slow(&mut |first| {
             let mut values = [BlockValue::UNKNOWN; MOST_LAUNCH_BLOCKS];
@@ -171,13 +183,14 @@ impl StagedRegion for CudaRegion {
     }
 
     fn protect(mut self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
-        if let Memory::Owned(mapped) = &self.memory
-            && let Err(error) = mapped.set_access(0, mapped.bytes(), Access::Read)
-        {
-            if error.is_lost() {
-                return Err(error.into());
+        if let Memory::Owned(mapped) = &self.memory {
+            match mapped.set_access(0, mapped.bytes(), Access::Read) {
+                Ok(()) => self.closed = true,
+                Err(error) if error.is_lost() => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(%error, "this driver does not make memory read-only; protection is advisory");
+                }
             }
-            tracing::warn!(%error, "this driver does not make memory read-only; protection is advisory");
         }
         self.note_backing()?;
         Ok(self)
@@ -198,6 +211,7 @@ impl Region for CudaRegion {
     }
 
     fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {
+        let _no_repair = self.repair.read_recursive();
         let foreign = match self.shared.facts.integrated {
             true => Some(Foreign::Integrated),
             false => residency::examine(self.context(), &self.sealed())?,
@@ -223,7 +237,10 @@ impl Region for CudaRegion {
         }
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         // Weights stay nowhere but in their region.
-        let mut copy = Zeroizing::new(vec![0; length]);
+        let mut copy = Zeroizing::new(Vec::new());
+        let reserved = copy.try_reserve_exact(length);
+        reserved.map_err(|_| system("copy so many bytes to main memory", std::io::ErrorKind::OutOfMemory))?;
+        copy.resize(length, 0);
         let _no_repair = self.repair.read_recursive();
         let from = self.start().plus(range.start);
         // SAFETY: inside the region, which is mapped and readable for as long as `self` lives.
@@ -240,7 +257,7 @@ impl Region for CudaRegion {
         let _alone = self.repair.write();
         let was_read_only = self.read_only.load(Ordering::Acquire);
         let window = match &self.memory {
-            Memory::Owned(mapped) if was_read_only => {
+            Memory::Owned(mapped) if self.closed => {
                 Some(Window::open(mapped, self.lead.saturating_add(range.start), bytes.len() as u64, &self.shared)?)
             }
             // What is read-only by somebody else's will is not ours to open.
@@ -256,8 +273,8 @@ impl Region for CudaRegion {
         self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
         written?;
         match checked {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(refused("make a region read-only after a repair")),
+            Ok(read_only) if read_only || !was_read_only => Ok(()),
+            Ok(_) => Err(refused("make a region read-only after a repair")),
             Err(error) => Err(error.into()),
         }
     }

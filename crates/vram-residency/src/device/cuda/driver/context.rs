@@ -76,8 +76,12 @@ impl Context {
     /// Gives something back with a call that may fail. It is tried twice; what then stays is the driver's affair, ends with
     /// the process, and is said.
     pub(super) fn give_back(&self, step: &'static str, call: &dyn Fn() -> Code) {
-        // A lost context has to be entered too: the driver is told what is given up in it.
-        let attempt = || self.push().and_then(|_current| self.check(step, call()));
+        // A lost context has to be entered too: the driver is told what is given up in it. Where that fails, the driver is
+        // asked all the same, and says so.
+        let attempt = || {
+            let _current = self.push();
+            self.check(step, call())
+        };
         if let Err(error) = attempt().or_else(|_| attempt()) {
             tracing::error!(%error, "something of the GPU's could not be given back");
         }

@@ -113,10 +113,12 @@ fn files_of_a_model_are_spread_over_gpus() {
 
 #[test]
 fn a_gpu_that_is_lost_ends_the_command_and_nothing_is_called_verified() {
-    let plan = Plan::default().fault(Fault::lost("cuStreamSynchronize", 6, 719));
+    let plan = Plan::default().fault(Fault::lost("cuPointerGetAttribute", 30, 719));
+    // In the middle of the verification, after everything was sealed.
     let home = Home::with_gpus(&plan);
     let ran = home.run(["seal", &model(&home), "--json", "--device", "cuda:0"]);
     ran.failed(1, "device", &["lost", "719", "Xid"]);
+    assert!(home.events().contains(&"SealVerificationFailed".to_owned()));
     assert!(!home.events().contains(&"SealVerified".to_owned()));
     assert!(home.driver_report().leaks().is_empty());
 }
@@ -139,7 +141,7 @@ fn the_daemon_keeps_checks_and_repairs_weights_on_a_gpu_and_hands_none_out() {
     let metrics = daemon.get("/metrics").body;
     assert!(metrics.contains("vram_device_capacity_bytes{device=\"cuda:0\"}"), "{metrics}");
     let mut raw = Raw::greeted(&daemon.attach());
-    let refused = raw.ask(&json!({ "type": "attach", "shard_id": "big-bin" }));
+    let refused = raw.ask(&json!({ "type": "attach", "shard": "big-bin" }));
     assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("device")), "{refused}");
     assert!(text(&refused["message"]).contains("GPU"), "{refused}");
     drop(raw);

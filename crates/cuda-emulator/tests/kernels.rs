@@ -1,6 +1,7 @@
 //! PTX text is executed: a compiled kernel, hand-written ones, and those that must be refused.
-#![allow(unsafe_code, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "calls of a C library")]
-#![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of a C library")]
+#![allow(unsafe_code, clippy::multiple_unsafe_ops_per_block, reason = "calls of a C library")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test")]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "test")]
 
 mod common;
 
@@ -64,10 +65,10 @@ fn sums_and_products_of_32_bits() {
     expect32("add.s32 %r2, %r0, %r1;", u32::wrapping_add);
     expect32("sub.u32 %r2, %r0, %r1;", u32::wrapping_sub);
     expect32("mul.lo.s32 %r2, %r0, %r1;", u32::wrapping_mul);
-    expect32("mul.hi.u32 %r2, %r0, %r1;", |a, b| (u64::from(a) * u64::from(b) >> 32) as u32);
-    expect32("mul.hi.s32 %r2, %r0, %r1;", |a, b| (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32);
+    expect32("mul.hi.u32 %r2, %r0, %r1;", |a, b| ((u64::from(a) * u64::from(b)) >> 32) as u32);
+    expect32("mul.hi.s32 %r2, %r0, %r1;", |a, b| ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32);
     expect32("mad.lo.u32 %r2, %r0, %r1, -3;", |a, b| a.wrapping_mul(b).wrapping_sub(3));
-    expect32("mad.hi.u32 %r2, %r0, %r1, %r0;", |a, b| ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(a));
+    expect32("mad.hi.u32 %r2, %r0, %r1, %r0;", |a, b| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(a));
     expect32("sad.s32 %r2, %r0, %r1, 5;", |a, b| (a as i32).abs_diff(b as i32).wrapping_add(5));
     expect32("div.u32 %r2, %r0, 7;", |a, _| a / 7);
     expect32("rem.s32 %r2, %r0, -7;", |a, _| (a as i32).wrapping_rem(-7) as u32);
@@ -116,7 +117,7 @@ fn numbers_of_64_bits() {
     expect64("add.s64 %rd2, %rd0, %rd1;", u64::wrapping_add);
     expect64("sub.s64 %rd2, %rd0, %rd1;", u64::wrapping_sub);
     expect64("mul.lo.s64 %rd2, %rd0, %rd1;", u64::wrapping_mul);
-    expect64("mul.hi.u64 %rd2, %rd0, %rd1;", |a, b| (u128::from(a) * u128::from(b) >> 64) as u64);
+    expect64("mul.hi.u64 %rd2, %rd0, %rd1;", |a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64);
     expect64("mad.lo.s64 %rd2, %rd0, %rd1, %rd0;", |a, b| a.wrapping_mul(b).wrapping_add(a));
     expect64("shl.b64 %rd2, %rd0, 13;", |a, _| a << 13);
     expect64("shr.s64 %rd2, %rd0, 70;", |a, _| ((a as i64) >> 63) as u64);

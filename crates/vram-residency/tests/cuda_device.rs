@@ -90,9 +90,9 @@ fn a_flipped_bit_is_found_in_its_block() {
     flip_and_find(&emulator, (0..IMAGE * 8).step_by(4099).chain([0, IMAGE * 8 - 1]));
 }
 
-/// All 524,288 of them. `cargo test --release -p vram-residency --test cuda_device -- --ignored every_bit`
+/// All 524,288 of them: `cargo xtask campaign cuda`.
 #[test]
-#[ignore = "hours: the kernels are interpreted"]
+#[ignore = "ten minutes: the kernels are interpreted"]
 fn every_bit_of_64_kib_is_found() {
     let emulator = Emulator::lock(Plan::default());
     flip_and_find(&emulator, 0..IMAGE * 8);

@@ -11,6 +11,7 @@ mod deploy;
 mod foreign;
 mod fuzz;
 mod hot;
+mod kernels;
 mod model;
 mod msrv;
 mod page;

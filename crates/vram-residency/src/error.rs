@@ -1,7 +1,7 @@
 //! What can go wrong at the front door.
 
 use crate::audit::TrailError;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Foreign};
 use crate::digest::{Digest, Expected, ParseDigestError};
 use crate::model::ModelError;
 use crate::policy::Violation;
@@ -233,6 +233,14 @@ pub enum VerifyFailure {
         /// The tensor, or the first of several, that has bytes in it.
         tensor: Option<Box<str>>,
     },
+    /// The driver states that the memory is no longer what it was sealed as.
+    #[error(
+        "the driver states of the region that {foreign}; release the shard and seal it again, on another GPU if it recurs"
+    )]
+    Foreign {
+        /// What it states.
+        foreign: Foreign,
+    },
     /// Residency or protection are worse than sealed.
     #[error("the memory is no longer as it was sealed: residency or protection was lost; seal the shard again")]
     Memory,
@@ -283,7 +291,11 @@ impl Error {
     /// Whether the same call may succeed later, when memory is free.
     #[must_use]
     pub const fn is_retriable(&self) -> bool {
-        matches!(self, Self::Device(DeviceError::InsufficientMemory { .. } | DeviceError::System { .. }))
+        match self {
+            Self::Device(DeviceError::InsufficientMemory { .. } | DeviceError::System { .. }) => true,
+            Self::Device(DeviceError::Cuda(error)) => !error.is_lost(),
+            _ => false,
+        }
     }
 
     /// Whether integrity is in question: the shard must not be used.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use audit_logging::{Failure, Observer, Severity};
 use metrics::{Counter, Gauge, Histogram, Unit};
 
-use crate::device::{DeviceKind, Protection, Residency};
+use crate::device::{Protection, Residency};
 use crate::shard::ShardState;
 use crate::shard_id::ShardId;
 
@@ -39,6 +39,8 @@ pub const VERIFICATIONS: &str = "vram.verifications";
 pub const VERIFICATION_FAILURES: &str = "vram.verification_failures";
 /// Time of a full verification.
 pub const VERIFY_DURATION: &str = "vram.verify.duration";
+/// Blocks that a full verification read so slowly that they may not be in the device's memory.
+pub const SUSPECTED_PAGED: &str = "vram.suspected_paged_blocks";
 /// Decisions of the policy against an operation.
 pub const POLICY_VIOLATIONS: &str = "vram.policy_violations";
 /// Blocks repaired.
@@ -144,6 +146,7 @@ pub(crate) struct Metrics {
     pub(crate) verifications: Counter,
     pub(crate) verification_failures: Counter,
     pub(crate) verify_duration: Histogram,
+    pub(crate) suspected_paged: Counter,
     pub(crate) policy_violations: Counter,
     pub(crate) blocks_repaired: Counter,
     pub(crate) repair_failures: Counter,
@@ -155,10 +158,10 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn register(device: DeviceKind) -> Self {
+    pub(crate) fn register(device: &str) -> Self {
         let on_device = |name, unit, help| {
             metrics::describe_gauge!(name, unit, help);
-            metrics::gauge!(name, "device" => device.as_str())
+            metrics::gauge!(name, "device" => device.to_owned())
         };
         Self {
             seals: counter(SEALS, "Shards sealed."),
@@ -168,6 +171,7 @@ impl Metrics {
             verifications: counter(VERIFICATIONS, "Full verifications that found every byte as sealed."),
             verification_failures: counter(VERIFICATION_FAILURES, "Checks that failed, or could not be carried out."),
             verify_duration: histogram(VERIFY_DURATION, "Time of a full verification."),
+            suspected_paged: counter(SUSPECTED_PAGED, "Blocks read so slowly that they may have been paged out."),
             policy_violations: counter(POLICY_VIOLATIONS, "Decisions of the policy against an operation."),
             blocks_repaired: counter(BLOCKS_REPAIRED, "Blocks repaired from the source."),
             repair_failures: counter(REPAIR_FAILURES, "Repairs that did not succeed."),

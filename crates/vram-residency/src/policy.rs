@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::device::{DeviceKind, Protection, Residency};
+use crate::device::{DeviceKind, Foreign, Protection, Residency};
 
 /// Where bytes must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,6 +103,11 @@ pub enum Violation {
         /// Where they are.
         residency: Residency,
     },
+    /// The driver states that the memory is not the device's own.
+    NotResident {
+        /// What it states.
+        foreign: Foreign,
+    },
     /// Nothing was shown to stop writes.
     NotReadOnly,
     /// The bytes are not those that were expected.
@@ -120,6 +125,7 @@ impl Violation {
         match self {
             Self::NotVram { .. } => "vram-only",
             Self::NotLocked { .. } => "locked-memory",
+            Self::NotResident { .. } => "residency",
             Self::NotReadOnly => "read-only-protection",
             Self::NotExpected => "expected-digest",
             Self::NotApproved => "approved-digest",
@@ -142,9 +148,14 @@ impl fmt::Display for Violation {
                 "the policy asks for locked memory and the region is {residency}; raise the limit on locked memory \
                  (ulimit -l, or LimitMEMLOCK= in a service) or relax the policy"
             ),
+            Self::NotResident { foreign } => write!(
+                f,
+                "the driver states of the region that {foreign}; choose a GPU with memory of its own, and memory of \
+                 cuMemCreate or cuMemAlloc on it"
+            ),
             Self::NotReadOnly => f.write_str(
-                "the policy asks for read-only memory and this kernel did not pass the self-test; \
-                 use a kernel with sealable memory files (Linux 5.1 or newer) or relax the policy",
+                "the policy asks for read-only memory and this kernel or GPU driver does not give it; use a kernel with \
+                 sealable memory files (Linux 5.1 or newer), a newer GPU driver, or relax the policy",
             ),
             Self::NotExpected => f.write_str("the bytes are not those that were expected; get the file again"),
             Self::NotApproved => {
@@ -165,7 +176,9 @@ impl Policy {
     pub const fn admit_device(&self, device: DeviceKind) -> Result<(), Violation> {
         match (self.residency, device) {
             (RequiredResidency::Vram, DeviceKind::Host) => Err(Violation::NotVram { device }),
-            (RequiredResidency::Any | RequiredResidency::Locked, _) => Ok(()),
+            (RequiredResidency::Vram, DeviceKind::Cuda) | (RequiredResidency::Any | RequiredResidency::Locked, _) => {
+                Ok(())
+            }
         }
     }
 
@@ -175,7 +188,7 @@ impl Policy {
     /// The first rule that is broken.
     pub fn admit(&self, device: DeviceKind, residency: Residency, protection: Protection) -> Result<(), Violation> {
         self.admit_device(device)?;
-        if self.residency == RequiredResidency::Locked && residency != Residency::HostLocked {
+        if self.residency == RequiredResidency::Locked && residency == Residency::HostPageable {
             return Err(Violation::NotLocked { residency });
         }
         if self.require_read_only && protection != Protection::ReadOnly {

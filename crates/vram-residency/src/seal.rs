@@ -269,7 +269,7 @@ pub fn parse_record(record: &[u8]) -> Result<(Statement<&str>, Signature), Recor
     let shard_id = fields.text(crate::shard_id::MAX_SHARD_ID)?;
     let shard_id = ShardId::new(shard_id).map_err(|_| fields.wrong("no shard id"))?;
     let worker_id = fields.name()?;
-    let device_kind = fields.one_of(&[DeviceKind::Host], DeviceKind::as_str)?;
+    let device_kind = fields.one_of(&DeviceKind::ALL, DeviceKind::as_str)?;
     let device_uuid = DeviceUuid(fields.array()?);
     let bytes = u64::from_le_bytes(fields.array()?);
     let digest = Digest::from_bytes(fields.array()?);
@@ -278,7 +278,7 @@ pub fn parse_record(record: &[u8]) -> Result<(Statement<&str>, Signature), Recor
     let shard_index = u32::from_le_bytes(fields.array()?);
     let shard_count = u32::from_le_bytes(fields.array()?);
     let sealed_at_ns = u64::from_le_bytes(fields.array()?);
-    let residency = fields.one_of(&[Residency::HostLocked, Residency::HostPageable], Residency::as_str)?;
+    let residency = fields.one_of(&Residency::ALL, Residency::as_str)?;
     let protection = fields.one_of(&[Protection::ReadOnly, Protection::Advisory], Protection::as_str)?;
     let signature = Signature(fields.array()?);
     if !fields.rest.is_empty() {

@@ -109,7 +109,7 @@ pub(crate) struct Seal {
     /// A model file, a *.safetensors.index.json, or a directory of model files.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// Where the weights become resident: auto, host or cuda:N.
+    /// Where the weights become resident: auto, host, cuda:N, or several GPUs that files are spread over: cuda:0,cuda:1.
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceChoice,
     /// Read the files as this format instead of what their content announces: safetensors, gguf or raw.
@@ -177,11 +177,12 @@ pub(crate) struct Bench {
 }
 
 /// Where weights are to become resident.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DeviceChoice {
     Auto,
     Host,
-    Cuda(u16),
+    /// One GPU, or several that files are spread over: numbers of the driver's, from 0, each named once.
+    Cuda(Vec<u32>),
 }
 
 impl FromStr for DeviceChoice {
@@ -191,8 +192,13 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "host" => Ok(Self::Host),
             _ => {
-                let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-                number.map(Self::Cuda).ok_or("a device is auto, host or cuda:N with a number N")
+                let number = |name: &str| name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+                let numbers: Option<Vec<u32>> = text.split(',').map(number).collect();
+                let numbers =
+                    numbers.ok_or("a device is auto, host or cuda:N with a number N; GPUs are joined by commas")?;
+                let twice =
+                    (1..).zip(&numbers).any(|(next, number)| numbers.iter().skip(next).any(|other| other == number));
+                if twice { Err("a GPU is named twice; name each once") } else { Ok(Self::Cuda(numbers)) }
             }
         }
     }
@@ -258,8 +264,10 @@ mod tests {
 
     #[test]
     fn devices_are_named_exactly() {
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        for bad in ["", "cuda", "cuda:", "cuda:x", "cuda:-1", "gpu", "HOST"] {
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(vec![3])));
+        assert_eq!("cuda:1,cuda:0".parse(), Ok(DeviceChoice::Cuda(vec![1, 0])));
+        for bad in ["", "cuda:0,host", "cuda:0,", "cuda:0,cuda:0", "cuda", "cuda:", "cuda:x", "cuda:-1", "gpu", "HOST"]
+        {
             assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");
         }
     }

@@ -11,7 +11,6 @@ use vram_residency::policy::RequiredResidency;
 use vram_residency::{Error, MAX_SHARD_ID, Policy, SealRequest, ShardId};
 
 use crate::approve::Approved;
-use crate::cli::DeviceChoice;
 use crate::exit::Failure;
 use crate::output::Out;
 
@@ -98,24 +97,13 @@ pub(crate) fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failur
         return Ok(());
     }
     let message = format!(
-        "{} need {needed} bytes and the host has {available} free; seal fewer files at a time, free some memory, \
-         or raise --capacity",
-        count(jobs.len(), "file")
+        "{} need {needed} bytes and {} has {available} free; seal fewer files at a time, free some memory, or raise \
+         --capacity",
+        count(jobs.len(), "file"),
+        device.name()
     );
     // One file that does not fit is refused by the device itself, which records that.
     if jobs.len() > 1 { Err(Failure::new("memory", message)) } else { Ok(()) }
-}
-
-/// The host is what there is. Somebody who asked for a GPU is not given anything else.
-pub(crate) fn choose_device(choice: DeviceChoice) -> Result<Option<&'static str>, Failure> {
-    match choice {
-        DeviceChoice::Host => Ok(None),
-        DeviceChoice::Auto => Ok(Some("device: host (main memory; this build has no CUDA device)")),
-        DeviceChoice::Cuda(number) => Err(Failure::new(
-            "device",
-            format!("cuda:{number} cannot be used: this build has no CUDA device yet; use --device host or auto"),
-        )),
-    }
 }
 
 /// What the memory must be like.

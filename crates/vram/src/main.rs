@@ -4,6 +4,7 @@
 mod approve;
 mod cli;
 mod commands;
+mod devices;
 mod exit;
 mod jobs;
 mod machine;

@@ -11,7 +11,7 @@ use audit_logging::tlog::note::VerifierKey;
 use audit_logging::{OpenError, Options};
 use serde::Serialize;
 use vram_residency::audit::{AuditTrail, TrailHealth};
-use vram_residency::device::{HostDevice, HostOptions, HugePages};
+use vram_residency::device::{Device, HostDevice, HostOptions, HugePages};
 use vram_residency::seal::SealKey;
 use vram_residency::{ManagerOptions, Policy, VramManager};
 
@@ -319,11 +319,11 @@ pub(crate) fn worker_id(global: &Global) -> String {
 pub(crate) fn manager(
     worker_id: String,
     secret: &[u8],
-    device: HostDevice,
+    device: Arc<dyn Device>,
     trail: &Trail,
     policy: Policy,
 ) -> Result<VramManager, Failure> {
     let key = SealKey::derive(secret, &worker_id).map_err(|error| Failure::new("key", error.to_string()))?;
     let trail = trail.trail.clone();
-    Ok(VramManager::new(ManagerOptions { worker_id: worker_id.into(), device: Arc::new(device), key, trail, policy })?)
+    Ok(VramManager::new(ManagerOptions { worker_id: worker_id.into(), device, key, trail, policy })?)
 }

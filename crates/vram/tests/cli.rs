@@ -266,8 +266,8 @@ fn rules_are_kept() {
     let path = path.to_str().unwrap();
     home.run(["seal", path, "--json", "--require-vram"]).failed(1, "policy", &["model-safetensors", "GPU"]);
     assert_eq!(home.events(), ["PolicyViolation"], "refused before anything is loaded");
-    let cuda = home.run(["seal", path, "--json", "--device", "cuda:0"]);
-    cuda.failed(1, "device", &["cuda:0", "no CUDA device yet", "host"]);
+    let cuda = home.run(["seal", path, "--json", "--device", "cuda:63"]);
+    cuda.failed(1, "device", &["cuda:63 cannot be used", "driver"]);
     let report = home.json(["seal", path]);
     let read_only = report["shards"][0]["protection"] == "read-only";
     let locked = report["shards"][0]["residency"] == "host-locked";

@@ -277,6 +277,7 @@ const fn residency_rank(residency: Residency) -> u8 {
     match residency {
         Residency::HostPageable => 0,
         Residency::HostLocked => 1,
+        Residency::Vram => 2,
     }
 }
 

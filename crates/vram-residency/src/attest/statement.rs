@@ -263,11 +263,11 @@ fn named<'de, D: Deserializer<'de>, T: Copy + Display>(deserializer: D, known: &
 }
 
 fn device_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceKind, D::Error> {
-    named(deserializer, &[DeviceKind::Host])
+    named(deserializer, &DeviceKind::ALL)
 }
 
 fn residency<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Residency, D::Error> {
-    named(deserializer, &[Residency::HostLocked, Residency::HostPageable])
+    named(deserializer, &Residency::ALL)
 }
 
 fn protection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Protection, D::Error> {

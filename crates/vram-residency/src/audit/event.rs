@@ -6,7 +6,7 @@ use audit_logging::Severity;
 use serde::Serialize;
 
 use crate::damage::DamageKind;
-use crate::device::{Protection, Residency};
+use crate::device::{CudaFacts, Protection, Residency, SuspectedPaged};
 use crate::digest::Digest;
 use crate::shard_id::ShardId;
 
@@ -16,6 +16,11 @@ use crate::shard_id::ShardId;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the fields are named in full, and docs/format.md tells each one's meaning")]
 pub enum AuditEvent<'a> {
+    /// A GPU was opened: what it is, and what drives it.
+    DeviceOpened {
+        #[serde(flatten)]
+        facts: &'a CudaFacts,
+    },
     /// Memory was reserved and mapped for a shard.
     VramAllocated { shard_id: &'a ShardId, requested_bytes: u64, used_bytes: u64, available_bytes: u64 },
     /// It could not be.
@@ -34,7 +39,14 @@ pub enum AuditEvent<'a> {
         seal: Text<'a>,
     },
     /// Every byte of a shard was found as sealed.
-    SealVerified { shard_id: &'a ShardId, bytes: u64, digest: Digest, duration_ns: u64 },
+    SealVerified {
+        shard_id: &'a ShardId,
+        bytes: u64,
+        digest: Digest,
+        duration_ns: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        suspected_paged: Option<SuspectedPaged>,
+    },
     /// It was not, or the seal itself is not ours. The suspect window begins at `suspect_from_ns`, the last time at which
     /// the damaged block was found as sealed, and ends with this record.
     SealVerificationFailed {
@@ -167,7 +179,8 @@ impl AuditEvent<'_> {
             | Self::ApprovalRefused { .. }
             | Self::AttestationMade { .. }
             | Self::FaultInjected { .. } => Severity::Critical,
-            Self::VramAllocated { .. }
+            Self::DeviceOpened { .. }
+            | Self::VramAllocated { .. }
             | Self::VramAllocationFailed { .. }
             | Self::VramSealed { .. }
             | Self::SealVerified { .. }

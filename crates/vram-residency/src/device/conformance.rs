@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Device, DeviceError, Export, Fill, Region};
+use super::{Device, DeviceError, Export, Fill, Protection, Region};
 use crate::digest::{BLOCK_BYTES, BlockValue, Digest, block_count, merge};
 
 /// Lengths at which block, chunk and page arithmetic goes wrong first, in bytes.
@@ -152,6 +152,9 @@ fn check_region(device: &dyn Device, bytes: u64, lead: u8) -> Result<(), Failure
     let region = staged.protect().map_err(refused("a region is protected"))?;
     let region = region.as_ref();
     require(region.bytes() == bytes, "a region keeps its length", bytes, lead)?;
+    let memory = region.check_memory().map_err(refused("a region's memory is asked about"))?;
+    let stated = (memory.residency, memory.protection) == (region.residency(), region.protection());
+    require(stated && memory.foreign.is_none(), "a region is where it says, protected as it says", bytes, lead)?;
     require(rehash(region)? == Some(digest), "hashing gives the official digest", bytes, lead)?;
     require(reads_back(region, &pattern)?, "a region reads back what was written", bytes, lead)?;
     ranges_are_checked(region)?;
@@ -183,6 +186,9 @@ fn rewriting_changes_just_that_byte(
         require((value == [*sealed]) == (index != damaged), property, bytes, lead)?;
     }
     rewrite(original)?;
+    let memory = region.check_memory().map_err(refused("a repaired region's memory is asked about"))?;
+    let same = (memory.residency, memory.protection) == (region.residency(), region.protection());
+    require(same, "a repaired region is protected as before", bytes, lead)?;
     require(reads_back(region, pattern)?, "a repaired region reads back what was written", bytes, lead)
 }
 
@@ -237,11 +243,21 @@ fn reads_back(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
 /// Whether whoever is given the export reads the region's bytes, and cannot write any.
 fn others_read(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
     let property = "a region is exported";
-    let Export::MemoryFile { file, offset } = region.export().map_err(refused(property))?;
-    let file = std::fs::File::from(file);
-    let mut read = vec![0; pattern.len()];
-    let same = file.read_exact_at(&mut read, offset).is_ok() && read == pattern;
-    Ok(same && file.write_at(&[0], offset).is_err() && file.set_len(offset).is_err())
+    match region.export() {
+        Ok(Export::MemoryFile { file, offset }) => {
+            let file = std::fs::File::from(file);
+            let mut read = vec![0; pattern.len()];
+            let same = file.read_exact_at(&mut read, offset).is_ok() && read == pattern;
+            Ok(same && file.write_at(&[0], offset).is_err() && file.set_len(offset).is_err())
+        }
+        // Only another process with the same driver can map it; here it is shown that the region is in it.
+        Ok(Export::CudaAllocation { bytes, offset, .. }) => {
+            Ok(offset.checked_add(region.bytes()).is_some_and(|end| end <= bytes))
+        }
+        // What is not shown to be read-only is not handed out.
+        Err(_) if region.protection() == Protection::Advisory => Ok(true),
+        Err(error) => Err(refused(property)(error)),
+    }
 }
 
 fn require(holds: bool, property: &'static str, bytes: u64, lead: u8) -> Result<(), Failure> {

@@ -18,14 +18,19 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use crate::attest::statement::Driver;
-use crate::digest::BlockValue;
+use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 
 pub mod conformance;
 mod crew;
+mod cuda;
 mod host;
 pub(crate) mod mapping;
 pub mod measure;
 
+pub use cuda::{
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    disable_kernel_cache,
+};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 
 /// Which kind of memory a device is.
@@ -35,14 +40,20 @@ pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 pub enum DeviceKind {
     /// Main memory of this machine.
     Host,
+    /// A GPU's own memory, through NVIDIA's driver.
+    Cuda,
 }
 
 impl DeviceKind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 2] = [Self::Host, Self::Cuda];
+
     /// The name as configuration, seals and records spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Host => "host",
+            Self::Cuda => "cuda",
         }
     }
 }
@@ -93,15 +104,21 @@ pub enum Residency {
     HostLocked,
     /// In main memory, but the kernel may page it out.
     HostPageable,
+    /// In a GPU's own memory, pinned to it, as its driver states.
+    Vram,
 }
 
 impl Residency {
+    /// Every class.
+    pub(crate) const ALL: [Self; 3] = [Self::HostLocked, Self::HostPageable, Self::Vram];
+
     /// The name as seals, records and reports spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HostLocked => "host-locked",
             Self::HostPageable => "host-pageable",
+            Self::Vram => "vram",
         }
     }
 }
@@ -140,6 +157,61 @@ impl fmt::Display for Protection {
     }
 }
 
+/// What a driver states about a region and must not: the memory is another than the device's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Foreign {
+    /// The device has no memory of its own.
+    #[error("the GPU shares the processor's memory")]
+    Integrated,
+    /// Managed memory: the driver moves it to and fro.
+    #[error("it is managed memory, which the driver moves to and fro")]
+    Managed,
+    /// It is no device's memory.
+    #[error("it is not a GPU's memory")]
+    NotOfDevice,
+    /// The processor can address it.
+    #[error("the processor can address it")]
+    HostAddressable,
+    /// It is on another device.
+    #[error("it is on another GPU")]
+    OtherDevice,
+    /// It is not mapped as a whole.
+    #[error("it is not mapped as a whole")]
+    NotMapped,
+    /// It is backed by other memory than when it was sealed.
+    #[error("it is backed by other memory than when it was sealed")]
+    BackingChanged,
+    /// It is no allocation that is pinned to the device.
+    #[error("it is not pinned to the GPU")]
+    NotPinned,
+}
+
+/// Parts of a region that were read many times more slowly than most of it, also when they were read again: perhaps not in
+/// the device's memory any more, whatever the driver states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[expect(clippy::exhaustive_structs, reason = "a place and a number of blocks")]
+pub struct SuspectedPaged {
+    /// The first of them.
+    pub first_block: u64,
+    /// How many blocks were in slow launches.
+    pub blocks: u64,
+}
+
+/// What was found when a region's memory was asked about anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "devices make it")]
+pub struct MemoryCheck {
+    /// Where the bytes are.
+    pub residency: Residency,
+    /// What stops a write.
+    pub protection: Protection,
+    /// What the driver states and must not.
+    pub foreign: Option<Foreign>,
+    /// What the speed of the last scans makes one suspect.
+    pub suspected_paged: Option<SuspectedPaged>,
+}
+
 /// A device's bytes: how many it may hold, and how many are reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Capacity {
@@ -176,6 +248,9 @@ pub enum DeviceError {
         /// The device's capacity.
         total_bytes: u64,
     },
+    /// The CUDA driver or a GPU could not do it.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The operating system or driver refused a step.
     #[error("{device} could not {step}: {source}; `vram doctor` shows what this machine lacks")]
     System {
@@ -246,6 +321,11 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// Who this device is.
     fn info(&self) -> DeviceInfo;
 
+    /// What it is called where several of its kind are told apart, such as `cuda:0`.
+    fn name(&self) -> String {
+        self.info().kind.to_string()
+    }
+
     /// How much it may hold and holds.
     fn capacity(&self) -> Capacity;
 
@@ -256,8 +336,13 @@ pub trait Device: Send + Sync + fmt::Debug {
         Driver { name: text(system.sysname()), version: text(system.release()), machine: text(system.machine()) }
     }
 
+    /// What is known about the GPU that it is, where it is one.
+    fn cuda_facts(&self) -> Option<&CudaFacts> {
+        None
+    }
+
     /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a
-    /// 256-byte boundary, so that what follows a file's header can be aligned.
+    /// 256-byte boundary, so that what follows a file's header can be aligned. A GPU rounds that down to a multiple of 8.
     ///
     /// The reservation is atomic: of two callers that do not fit together, at least one is refused.
     ///
@@ -300,7 +385,17 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`] where there are no such blocks.
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
-    /// Lends the bytes of a range to `look`, where the processor can address them. No repair runs meanwhile.
+    /// Asks the driver or the kernel anew where the memory is and what stops a write. A part of every full verification.
+    ///
+    /// # Errors
+    /// Whatever the device answers, where it cannot be asked.
+    fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {
+        let (residency, protection) = (self.residency(), self.protection());
+        Ok(MemoryCheck { residency, protection, foreign: None, suspected_paged: None })
+    }
+
+    /// Lends the bytes of a range to `look`: in place where the processor can address them, else a copy of them in main
+    /// memory, as long as the range, that is wiped afterwards. No repair runs meanwhile.
     ///
     /// # Errors
     /// [`DeviceError::OutOfRange`] where the range is not inside the region.
@@ -334,6 +429,31 @@ pub enum Export {
         /// Where the region's first byte is in the file.
         offset: u64,
     },
+    /// An allocation of a GPU's memory, to be imported and mapped with the CUDA driver. The handle itself allows writing:
+    /// whoever is given it must be trusted to map it for reading only.
+    CudaAllocation {
+        /// The descriptor.
+        fd: OwnedFd,
+        /// The allocation's length.
+        bytes: u64,
+        /// Where the region's first byte is in it.
+        offset: u64,
+        /// The device that it is on.
+        device: DeviceUuid,
+    },
+}
+
+/// Checks that a region has blocks.
+pub(crate) fn check_blocks(first: u64, blocks: usize, region_bytes: u64) -> Result<(), DeviceError> {
+    let all = block_count(region_bytes);
+    match first.checked_add(blocks as u64) {
+        Some(end) if end <= all => Ok(()),
+        end => Err(DeviceError::OutOfRange {
+            offset: block_range(region_bytes, first).start,
+            end: end.unwrap_or(u64::MAX).saturating_mul(BLOCK_BYTES),
+            region_bytes,
+        }),
+    }
 }
 
 /// Checks a byte range against a region's length.

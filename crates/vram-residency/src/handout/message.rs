@@ -148,7 +148,7 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// Its digest.
     pub digest: Digest,
-    /// `host-locked` or `host-pageable`.
+    /// `host-locked`, `host-pageable` or `vram`.
     pub residency: String,
     /// `read-only` or `advisory`.
     pub protection: String,

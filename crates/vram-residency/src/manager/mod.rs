@@ -17,6 +17,7 @@ use crate::seal::{MAX_TEXT, SealKey};
 use crate::shard::{Home, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
+mod adopt;
 mod attest;
 mod handout;
 mod past;
@@ -116,7 +117,7 @@ impl VramManager {
             worker_id,
             key,
             policy,
-            metrics: Metrics::register(device.info().kind),
+            metrics: Metrics::register(&device.name()),
             device,
             residents: Mutex::default(),
             past: Mutex::default(),
@@ -125,6 +126,9 @@ impl VramManager {
             trail,
         };
         worker.show_capacity();
+        if let Some(facts) = worker.device.cuda_facts() {
+            worker.record(&AuditEvent::DeviceOpened { facts })?;
+        }
         tracing::info!(worker_id = %worker.worker_id, device = %worker.device.info().kind, "manager ready");
         Ok(Self { worker: Arc::new(worker) })
     }

@@ -7,7 +7,7 @@ use super::{Recorded, VramManager, Worker, check_text};
 use crate::approval::Approval;
 use crate::attest::KeyId;
 use crate::audit::{AuditEvent, Text};
-use crate::device::{DeviceError, Fill, Region, StagedRegion};
+use crate::device::{DeviceError, Fill, MemoryCheck, Region, StagedRegion};
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
 use crate::error::Error;
 use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
@@ -201,8 +201,7 @@ impl Worker {
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
         self.check_expectation(request, digest, &contents)?;
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
-        let verdict = self.policy.admit(self.device.info().kind, region.residency(), region.protection());
-        self.admitted(verdict, request.shard_id)?;
+        self.admit_region(region.as_ref(), request.shard_id)?;
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;
@@ -342,7 +341,17 @@ impl Worker {
         Err(error)
     }
 
-    fn admitted(&self, verdict: Result<(), Violation>, shard_id: ShardId) -> Result<(), Error> {
+    /// Holds what a device gave, and what it states of it, against the rules.
+    pub(super) fn admit_region(&self, region: &dyn Region, shard_id: ShardId) -> Result<(), Error> {
+        let MemoryCheck { residency, protection, foreign, .. } = region.check_memory()?;
+        let verdict = match foreign {
+            Some(foreign) => Err(Violation::NotResident { foreign }),
+            None => self.policy.admit(self.device.info().kind, residency, protection),
+        };
+        self.admitted(verdict, shard_id)
+    }
+
+    pub(super) fn admitted(&self, verdict: Result<(), Violation>, shard_id: ShardId) -> Result<(), Error> {
         tracing::debug!(admitted = verdict.is_ok(), "policy asked");
         verdict.map_err(|violation| {
             let error = Error::Policy { shard_id: Box::new(shard_id), violation };

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::{Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
 use crate::damage::{DamageKind, Fault};
-use crate::device::{DeviceError, Region};
+use crate::device::{DeviceError, Region, SuspectedPaged};
 use crate::digest::{BlockValue, Digest, block_count, block_range, block_value, merge};
 use crate::error::{Error, VerifyFailure};
 use crate::freshness::nanoseconds;
-use crate::policy::OnFailure;
+use crate::policy::{OnFailure, Violation};
 use crate::seal::parse_record;
 use crate::shard::{Home, SealedShard, Shard, ShardState};
 
@@ -30,6 +30,8 @@ pub struct Verified {
     pub duration: Duration,
     /// When: nanoseconds since 1970-01-01 UTC.
     pub at_ns: u64,
+    /// Blocks that were read so slowly that they may not be in the device's memory. A fact and no failure.
+    pub suspected_paged: Option<SuspectedPaged>,
 }
 
 impl VramManager {
@@ -97,7 +99,7 @@ impl Worker {
     pub(super) fn check(&self, shard: &Shard) -> Result<Verified, Error> {
         let started = self.trail.monotonic();
         match self.examine(shard) {
-            Ok(Ok(())) => self.passed(shard, started),
+            Ok(Ok(paged)) => self.passed(shard, started, paged),
             Ok(Err(cause)) => Err(self.failed(shard, cause)),
             Err(error) => {
                 self.not_carried_out(shard, &error);
@@ -129,12 +131,11 @@ impl Worker {
     }
 
     /// Everything that can be checked about a shard.
-    fn examine(&self, shard: &Shard) -> Result<Result<(), VerifyFailure>, Error> {
+    fn examine(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
         if let Err(cause) = self.examine_seal(shard) {
             return Ok(Err(cause));
         }
         let statement = &shard.statement;
-        let region = shard.region()?;
         let mut damaged = Vec::new();
         find_damage(shard, &mut |block, actual| damaged.push((block, actual)))?;
         let mut confirmed = Vec::new();
@@ -155,12 +156,32 @@ impl Worker {
                 actual: digest_with(shard, &damaged),
             }));
         }
-        Ok(if self.memory_is_as_sealed(shard, region) { Ok(()) } else { Err(VerifyFailure::Memory) })
+        self.examine_memory(shard)
     }
 
-    /// Whether residency and protection still are what was signed.
-    pub(crate) fn memory_is_as_sealed(&self, shard: &Shard, region: &dyn Region) -> bool {
-        (region.residency(), region.protection()) == (shard.statement.residency, shard.statement.protection)
+    /// Whether the memory still is what was signed, as the device states it now. What is only suspected is noted.
+    pub(crate) fn examine_memory(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
+        let statement = &shard.statement;
+        let check = shard.region()?.check_memory()?;
+        if let Some(foreign) = check.foreign {
+            let violation = Violation::NotResident { foreign };
+            self.metrics.policy_violations.increment(1);
+            self.record_beside_failure(&AuditEvent::PolicyViolation {
+                shard_id: &statement.shard_id,
+                policy: violation.rule(),
+                violation: Text(&violation),
+                action: self.policy.on_failure.action(),
+            });
+            return Ok(Err(VerifyFailure::Foreign { foreign }));
+        }
+        if (check.residency, check.protection) != (statement.residency, statement.protection) {
+            return Ok(Err(VerifyFailure::Memory));
+        }
+        if let Some(SuspectedPaged { first_block, blocks }) = check.suspected_paged {
+            self.metrics.suspected_paged.increment(blocks);
+            tracing::warn!(first_block, blocks, "blocks are read far more slowly than the others: suspected paged");
+        }
+        Ok(Ok(check.suspected_paged))
     }
 
     /// Reads a block that was found damaged once more, by another way: its bytes, hashed by this thread. Whether it is
@@ -189,17 +210,28 @@ impl Worker {
         Ok(false)
     }
 
-    fn passed(&self, shard: &Shard, started: Duration) -> Result<Verified, Error> {
+    fn passed(
+        &self,
+        shard: &Shard,
+        started: Duration,
+        suspected_paged: Option<SuspectedPaged>,
+    ) -> Result<Verified, Error> {
         let statement = &shard.statement;
         let duration = self.trail.monotonic().saturating_sub(started);
-        let verified =
-            Verified { bytes: statement.bytes, digest: statement.digest, duration, at_ns: self.trail.wall_ns() };
+        let verified = Verified {
+            bytes: statement.bytes,
+            digest: statement.digest,
+            duration,
+            at_ns: self.trail.wall_ns(),
+            suspected_paged,
+        };
         let lost_before = self.trail.lost_records();
         let recorded = self.record(&AuditEvent::SealVerified {
             shard_id: &statement.shard_id,
             bytes: verified.bytes,
             digest: verified.digest,
             duration_ns: nanoseconds(duration),
+            suspected_paged,
         })?;
         // A check whose record is lost does not count as one.
         match recorded {

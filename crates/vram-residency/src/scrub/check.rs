@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::core::{Core, Job};
 use crate::audit::AuditEvent;
 use crate::digest::{BlockValue, block_range};
-use crate::error::{Error, VerifyFailure};
+use crate::error::Error;
 use crate::manager::Recorded;
 use crate::shard::{Home, Shard, ShardState};
 
@@ -141,13 +141,21 @@ impl Core {
         if shard.state().is_damaged() {
             return;
         }
-        let judged = self.worker.examine_seal(shard).and_then(|()| match shard.region() {
-            Ok(region) if self.worker.memory_is_as_sealed(shard, region) => Ok(()),
-            _ => Err(VerifyFailure::Memory),
-        });
-        if let Err(cause) = judged {
-            let _ = self.worker.failed(shard, cause);
-            return;
+        let judged = match self.worker.examine_seal(shard) {
+            Ok(()) => self.worker.examine_memory(shard).map(|examined| examined.map(|_| ())),
+            Err(cause) => Ok(Err(cause)),
+        };
+        match judged {
+            Ok(Ok(())) => {}
+            Ok(Err(cause)) => {
+                let _ = self.worker.failed(shard, cause);
+                return;
+            }
+            Err(error) => {
+                self.metrics.errors.increment(1);
+                self.worker.not_carried_out(shard, &error);
+                return;
+            }
         }
         self.metrics.passes.increment(1);
         let statement = &shard.statement;

@@ -79,7 +79,7 @@ pub(super) fn run(bench: &Bench, global: &Global, out: &Out) -> Result<(), Failu
     let threads = device.threads();
     let file = open_model(bench, scratch.path(), &device)?;
     let trail = Trail::open_at(&scratch.path().join("audit"))?;
-    let manager = session::manager(session::worker_id(global), &SECRET, device, &trail, Policy::default())?;
+    let manager = session::manager(session::worker_id(global), &SECRET, Arc::new(device), &trail, Policy::default())?;
     let rounds = usize::from(bench.rounds);
     tell(out, &format!("sealing {} and measuring the floor beside it, rounds: {rounds}", size(file.len())));
 
@@ -182,7 +182,7 @@ fn with_huge_pages(
     tell(out, "sealing with huge pages");
     let device = session::host_device(&bench.host, HugePages::Ask)?;
     let trail = Trail::open_at(log)?;
-    let manager = session::manager(session::worker_id(global), &SECRET, device, &trail, Policy::default())?;
+    let manager = session::manager(session::worker_id(global), &SECRET, Arc::new(device), &trail, Policy::default())?;
     let mut seals = Vec::new();
     for round in 0..=bench.rounds {
         let sealing = time_to_seal(&manager, file)?.0;

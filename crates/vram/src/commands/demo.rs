@@ -1,6 +1,7 @@
 //! `vram demo`: the whole story in ten seconds, and every claim in it checked.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use audit_logging::reader;
@@ -143,7 +144,7 @@ pub(super) fn run(demo: &Demo, global: &Global, out: &Out) -> Result<(), Failure
     let before = trail.log_status().map_or(0, |status| status.durable);
     let worker_id = session::worker_id(global);
     let secret = secret(global)?;
-    let manager = session::manager(worker_id, &secret, device, &trail, Policy::default())?;
+    let manager = session::manager(worker_id, &secret, Arc::new(device), &trail, Policy::default())?;
     drop(secret);
 
     let started = Instant::now();

@@ -18,6 +18,8 @@ use crate::machine::{self, ShmemHugePages};
 use crate::output::{Out, Style, printable, size, time};
 use crate::{session, state};
 
+mod gpu;
+
 /// Critical records should be on disk within this.
 const DEADLINE: Duration = Duration::from_millis(10);
 
@@ -72,6 +74,8 @@ struct Report<'a> {
 
 /// Looks at everything; fails where something essential does.
 pub(super) fn run(doctor: &Doctor, global: &Global, out: &Out) -> Result<(), Failure> {
+    // Before there are threads, as wherever a GPU may be opened.
+    vram_residency::device::disable_kernel_cache();
     let mut checks = vec![memory()];
     host(&doctor.host, &mut checks);
     checks.extend([huge_pages(), reserved_pages(), core_dumps()]);
@@ -81,11 +85,7 @@ pub(super) fn run(doctor: &Doctor, global: &Global, out: &Out) -> Result<(), Fai
     checks.push(seal_key(global));
     checks.push(log_key(global));
     checks.push(attest_key());
-    checks.push(Check::note(
-        "cuda",
-        "not in this build",
-        "weights become resident in main memory, and every seal says so; nothing pretends to be a GPU",
-    ));
+    gpu::look(&mut checks);
 
     for check in &checks {
         show(check, out);

@@ -1,17 +1,19 @@
 //! `vram seal`: load, seal, verify, report, release.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use vram_residency::device::{DeviceInfo, HugePages, Protection, Residency};
+use vram_residency::device::{Device, DeviceInfo, Protection, Residency};
 use vram_residency::digest::Digest;
 use vram_residency::{SealedShard, ShardId, ShardState, VramManager};
 
 use crate::approve::{self, ApprovalView};
 use crate::cli::{Global, Seal};
+use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, Job, Rules, check_room, choose_device, count, progress_bar};
+use crate::jobs::{self, Job, Rules, check_room, count, progress_bar};
 use crate::output::{Out, Style, gb_per_s, hex, printable, rfc3339, size, time};
 use crate::session::{self, AuditSummary, Trail};
 use crate::state;
@@ -36,6 +38,8 @@ struct ShardReport {
     digest: Digest,
     tensors: usize,
     sealed_at: String,
+    /// The device that held it: several may have been named.
+    device_uuid: String,
     residency: Residency,
     protection: Protection,
     verified: bool,
@@ -53,7 +57,7 @@ struct ShardReport {
 
 /// Seals what the arguments name.
 pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure> {
-    let note = choose_device(seal.device)?;
+    let chosen = devices::choose(&seal.device)?;
     let planned = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[]);
     let (mut jobs, unreadable) = approve::readable(planned, &seal.files, &seal.approval)?;
     for (flag, given) in [("--expect", seal.expect.is_some()), ("--shard-id", seal.shard_id.is_some())] {
@@ -63,8 +67,8 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
             return Err(Failure::usage(message));
         }
     }
-    let device = session::host_device(&seal.host, HugePages::Ask)?;
-    check_room(&jobs, &device)?;
+    let opened = chosen.open(&seal.host)?;
+    let places = places(&jobs, &opened)?;
     let secret = state::secret(global)?;
     let rules = Rules {
         locked: seal.require_locked,
@@ -73,20 +77,23 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         audit: global.audit_required,
     };
     let trail = Trail::open(global, out)?;
-    let manager = session::manager(session::worker_id(global), &secret, device, &trail, rules.into())?;
+    let manager = |device| session::manager(session::worker_id(global), &secret, device, &trail, rules.into());
+    let managers = opened.into_iter().map(manager).collect::<Result<Vec<_>, _>>()?;
     drop(secret);
-    if let Some(note) = note {
+    // What is about no device in particular is the first one's.
+    let [manager, ..] = managers.as_slice() else { return Err(Failure::usage("no device was named")) };
+    if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));
     }
 
-    let approved = approve::refuse_unreadable(&manager, unreadable);
-    let approved = approved.and_then(|()| approve(&manager, seal, &trail, &mut jobs, out));
+    let approved = approve::refuse_unreadable(manager, unreadable);
+    let approved = approved.and_then(|()| approve(manager, seal, &trail, &mut jobs, out));
     let (device, worker_id) = (manager.device(), manager.worker_id().to_string());
     let progress = progress_bar(&jobs, out);
-    let sealed = approved.and_then(|()| seal_all(&manager, &jobs, seal, &progress, out));
+    let sealed = approved.and_then(|()| seal_all(&managers, &places, &jobs, seal, &progress, out));
     progress.finish_and_clear();
     // Whatever happened, the shards are released and the record of everything is on disk before anything is said.
-    drop(manager);
+    drop(managers);
     let audit = trail.close(out);
     let (shards, audit) = (sealed?, audit?);
     let total: u64 = shards.iter().map(|shard| shard.bytes).fold(0, u64::saturating_add);
@@ -123,8 +130,31 @@ fn approve(manager: &VramManager, seal: &Seal, trail: &Trail, jobs: &mut [Job], 
     Ok(())
 }
 
+/// On which of the devices each file becomes resident. All of it must fit, or none of it is begun.
+fn places(jobs: &[Job], devices: &[Arc<dyn Device>]) -> Result<Vec<usize>, Failure> {
+    if let [device] = devices {
+        check_room(jobs, &**device)?;
+        return Ok(vec![0; jobs.len()]);
+    }
+    let sizes: Vec<_> = jobs.iter().map(|job| job.file.len()).collect();
+    let rooms: Vec<_> = devices.iter().map(|device| device.capacity().available_bytes()).collect();
+    devices::spread(&sizes, &rooms).ok_or_else(|| {
+        let shown: Vec<_> =
+            devices.iter().zip(&rooms).map(|(device, room)| format!("{} has {room}", device.name())).collect();
+        let needed = sizes.iter().copied().fold(0, u64::saturating_add);
+        let message = format!(
+            "{} of {needed} bytes do not fit, each as a whole: {} bytes free; seal fewer files at a time, free some memory, \
+             or name more GPUs",
+            count(jobs.len(), "file"),
+            shown.join(", ")
+        );
+        Failure::new("memory", message)
+    })
+}
+
 fn seal_all(
-    manager: &VramManager,
+    managers: &[VramManager],
+    places: &[usize],
     jobs: &[Job],
     seal: &Seal,
     progress: &ProgressBar,
@@ -133,7 +163,8 @@ fn seal_all(
     // Kept until all are sealed: a model is resident as a whole or not at all.
     let mut resident = Vec::with_capacity(jobs.len());
     let mut reports = Vec::with_capacity(jobs.len());
-    for job in jobs {
+    for (job, place) in jobs.iter().zip(places) {
+        let Some(manager) = managers.get(*place) else { continue };
         let started = Instant::now();
         let advance = |bytes: u64| progress.inc(bytes);
         let mut request = job.request().reporting(&advance);
@@ -172,6 +203,7 @@ fn describe(
         digest: shard.digest(),
         tensors: shard.table().len(),
         sealed_at: rfc3339(shard.sealed_at_ns()),
+        device_uuid: shard.device().uuid.to_string(),
         residency: shard.residency(),
         protection: shard.protection(),
         // Only what passed gets here.

@@ -40,7 +40,6 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use vram_residency::actor::SubjectKey;
-use vram_residency::device::HugePages;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Policy, ServiceEvent, ShardId, VramManager};
 
@@ -51,8 +50,9 @@ use self::registry::Registry;
 use self::stay::{Asked, Why, listen_for_signals, stay, tell_manager};
 use crate::approve;
 use crate::cli::{Global, Serve};
+use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, check_room, choose_device, count, progress_bar};
+use crate::jobs::{self, check_room, count, progress_bar};
 use crate::output::{Out, Style, printable, size};
 use crate::session::{self, Trail};
 use crate::state;
@@ -77,7 +77,7 @@ struct Ready<'a> {
 /// Runs until it is told to stop.
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
-    let note = choose_device(settings.device)?;
+    let chosen = devices::choose(&settings.device)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
     if let Some(wrong) = attest_key.problem() {
@@ -116,8 +116,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = session::host_device(&settings.host, HugePages::Ask)?;
-    check_room(&jobs, &device)?;
+    let device = chosen.open_one(&settings.host)?;
+    check_room(&jobs, &*device)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
     let evidence = Evidence::start(&settings.evidence, &trail, out)?;
@@ -130,7 +130,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
     drop(secret);
     manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
-    if let Some(note) = note {
+    if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));
     }
     let approved = if unapproved { Err(approve::refuse_without(&manager)) } else { Ok(()) };

@@ -4,7 +4,7 @@
 pub(crate) mod attach;
 pub(crate) mod daemon;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -17,6 +17,8 @@ use vram_residency::model::writer::{Layout, TensorSpec};
 /// A user with an empty home.
 pub(crate) struct Home {
     scratch: TempDir,
+    /// What every run of this user's has in its environment.
+    environment: Vec<(&'static str, OsString)>,
 }
 
 /// What a run left.
@@ -29,7 +31,26 @@ pub(crate) struct Ran {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { scratch: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap() }
+        // No GPU, also where there is one: what is tested here is the same on every machine.
+        let environment = vec![("CUDA_VISIBLE_DEVICES", OsString::new())];
+        Self { scratch: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), environment }
+    }
+
+    /// The same, on a machine with this driver and these GPUs, which are emulated.
+    pub(crate) fn with_gpus(plan: &cuda_emulator::Plan) -> Self {
+        let mut home = Self::new();
+        let folder = home.path("driver");
+        std::fs::create_dir(&folder).unwrap();
+        cuda_emulator::link_into(&folder).unwrap();
+        home.environment.push(("LD_LIBRARY_PATH", folder.into()));
+        home.environment.push(("CUDA_EMULATOR_PLAN", serde_json::to_string(plan).unwrap().into()));
+        home.environment.push(("CUDA_EMULATOR_REPORT", home.path("report.json").into()));
+        home
+    }
+
+    /// What the emulated driver saw of the last run.
+    pub(crate) fn driver_report(&self) -> cuda_emulator::Report {
+        serde_json::from_slice(&std::fs::read(self.path("report.json")).unwrap()).unwrap()
     }
 
     /// A path that only this user's test uses.
@@ -58,6 +79,7 @@ impl Home {
         for name in ["RUST_LOG", "NO_COLOR", "TMPDIR"] {
             command.env_remove(name);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env("XDG_STATE_HOME", self.path("state")).env("HOME", self.path("home")).stdin(Stdio::null());
         command
     }

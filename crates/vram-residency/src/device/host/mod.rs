@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use super::crew::{Crew, Panicked};
 use super::{
     Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, Protection, Region, Residency, StagedRegion,
-    check_range,
+    check_blocks, check_range,
 };
 use crate::digest::{BlockValue, block_count, block_range, block_value};
 use facts::MemoryMeter;
@@ -332,17 +332,5 @@ impl Region for HostRegion {
             });
         }
         Ok(Export::MemoryFile { file: self.memory.reopen_read_only()?, offset: self.memory.lead() })
-    }
-}
-
-fn check_blocks(first: u64, blocks: usize, region_bytes: u64) -> Result<(), DeviceError> {
-    let all = block_count(region_bytes);
-    match first.checked_add(blocks as u64) {
-        Some(end) if end <= all => Ok(()),
-        end => Err(DeviceError::OutOfRange {
-            offset: block_range(region_bytes, first).start,
-            end: end.unwrap_or(u64::MAX).saturating_mul(crate::digest::BLOCK_BYTES),
-            region_bytes,
-        }),
     }
 }

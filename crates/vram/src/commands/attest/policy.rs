@@ -60,7 +60,11 @@ fn parse(text: &str) -> Result<Policy, String> {
         keys: each(&text.keys, "keys", |key| key.parse().ok())?,
         digests: each(&text.digests, "digests", |digest| digest.parse::<Expected>().ok())?,
         complete: text.complete,
-        residency: one_of(&text.residency, "residency", &[Residency::HostPageable, Residency::HostLocked])?,
+        residency: one_of(
+            &text.residency,
+            "residency",
+            &[Residency::HostPageable, Residency::HostLocked, Residency::Vram],
+        )?,
         protection: one_of(&text.protection, "protection", &[Protection::Advisory, Protection::ReadOnly])?,
         max_age: time(&text.max_age, "max_age")?,
         max_skew: text.max_skew.as_deref().map_or(Ok(SKEW), |skew| time(skew, "max_skew"))?,

@@ -228,7 +228,9 @@ impl Talk {
         let table = table.frame(shard.table())?;
         let cannot = |error: &dyn std::fmt::Display| Refusal::new(ErrorCode::Device, error.to_string());
         let Export::MemoryFile { file, offset } = shard.export().map_err(|error| cannot(&error))? else {
-            return Err(cannot(&"this kind of memory is not handed out by this version"));
+            return Err(cannot(
+                &"a GPU's memory is not handed out, as its descriptor would allow writing; keep the shard on --device host",
+            ));
         };
         let recorded = {
             let _acting = registry.acting_for(self.seat.uid);

@@ -57,6 +57,7 @@ impl Meaning {
         use Class::{Base, Compliance, Detection, EventLog, Lifecycle, Memory};
         use Went::{Badly, Open, Well};
         let (class, activity, activity_name, severity, went, title) = match (kind, name) {
+            (Kind::Event, "DeviceOpened") => (Lifecycle, 3, "Start", 1, Well, "A GPU was opened"),
             (Kind::Event, "VramAllocated") => (Memory, 1, "Allocate Page", 1, Well, "Memory was reserved for a shard"),
             (Kind::Event, "VramAllocationFailed") => {
                 (Memory, 1, "Allocate Page", 3, Badly, "Memory for a shard could not be reserved")

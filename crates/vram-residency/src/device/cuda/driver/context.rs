@@ -1,0 +1,183 @@
+//! A device's primary context: what makes a device usable by this process, shared with everybody else in it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::error::is_sticky;
+use super::types::{self, Address, Code, Ordinal, PointerAttribute, RawContext, code};
+use super::{CudaError, Driver};
+
+/// A device that this process may use.
+pub(in crate::device::cuda) struct Context {
+    pub(super) driver: Arc<Driver>,
+    raw: RawContext,
+    device: Ordinal,
+    /// The result with which the context died; 0 while it lives.
+    lost: AtomicI32,
+}
+
+/// No addresses.
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("device", &self.device).field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+// SAFETY: a context may be used from any thread, by several at once.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens a device.
+    pub(in crate::device::cuda) fn open(driver: Arc<Driver>, device: Ordinal) -> Result<Arc<Self>, CudaError> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: writes the context to where the pointer points.
+        let answer = unsafe { (driver.table.context_retain)(&raw mut raw, device) };
+        if answer != code::SUCCESS {
+            return Err(driver.context_refused(device, answer));
+        }
+        Ok(Arc::new(Self { driver, raw, device, lost: AtomicI32::new(0) }))
+    }
+
+    pub(in crate::device::cuda) fn device(&self) -> Ordinal {
+        self.device
+    }
+
+    /// Makes the context the current one of this thread, until the guard is dropped. Every call about streams, buffers and
+    /// kernels needs that.
+    ///
+    /// # Errors
+    /// [`CudaError::Lost`] from the moment that any call found the context dead: without asking the driver again.
+    pub(in crate::device::cuda) fn enter(&self) -> Result<Current<'_>, CudaError> {
+        match self.lost.load(Ordering::Acquire) {
+            0 => self.push(),
+            lost => Err(self.driver.lost("answer, and it was lost before that", lost)),
+        }
+    }
+
+    fn push(&self) -> Result<Current<'_>, CudaError> {
+        // SAFETY: the context is retained until `self` is dropped, which the guard outlasts by no means.
+        let answer = unsafe { (self.driver.table.context_push)(self.raw) };
+        self.check("use a GPU", answer)?;
+        Ok(Current { context: self, _this_thread: PhantomData })
+    }
+
+    /// An error for every result but success. A dead context is remembered.
+    pub(super) fn check(&self, step: &'static str, answer: Code) -> Result<(), CudaError> {
+        if is_sticky(answer) && self.lost.compare_exchange(0, answer, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            tracing::error!(device = self.device, step, code = answer, "the GPU's context is dead");
+        }
+        self.driver.check(step, answer)
+    }
+
+    /// Nothing on the device is used any more from now on, as nobody can tell what it still does.
+    pub(super) fn give_up(&self, step: &'static str, error: &CudaError) -> CudaError {
+        let found = error.code().unwrap_or(code::OUT_OF_MEMORY);
+        let _ = self.lost.compare_exchange(0, found, Ordering::AcqRel, Ordering::Relaxed);
+        tracing::error!(device = self.device, step, %error, "the GPU's work cannot be waited for; the context is given up");
+        self.driver.lost(step, found)
+    }
+
+    /// Gives something back with a call that may fail. It is tried twice; what then stays is the driver's affair, ends with
+    /// the process, and is said.
+    pub(super) fn give_back(&self, step: &'static str, call: &dyn Fn() -> Code) {
+        // A lost context has to be entered too: the driver is told what is given up in it. Where that fails, the driver is
+        // asked all the same, and says so.
+        let attempt = || {
+            let _current = self.push();
+            self.check(step, call())
+        };
+        if let Err(error) = attempt().or_else(|_| attempt()) {
+            tracing::error!(%error, "something of the GPU's could not be given back");
+        }
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub(in crate::device::cuda) fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let _current = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers to where the pointers point.
+        let answer = unsafe { (self.driver.table.memory_info)(&raw mut free, &raw mut total) };
+        self.check("state its free memory", answer).map(|()| (free as u64, total as u64))
+    }
+
+    /// The number of the lowest priority that a stream may have.
+    pub(super) fn lowest_priority(&self) -> Result<i32, CudaError> {
+        let (mut lowest, mut highest) = (0, 0);
+        // SAFETY: writes two numbers to where the pointers point.
+        let answer = unsafe { (self.driver.table.context_priorities)(&raw mut lowest, &raw mut highest) };
+        self.check("state its priorities", answer).map(|()| lowest)
+    }
+
+    /// What the driver says about an address: `None` where it says that the question has no answer.
+    pub(in crate::device::cuda) fn ask(
+        &self,
+        attribute: PointerAttribute,
+        address: Address,
+    ) -> Result<Option<u64>, CudaError> {
+        let _current = self.enter()?;
+        // Attributes are of 1, 4 and 8 bytes; what is not written stays zero.
+        let mut value = [0_u8; 8];
+        let pointer = value.as_mut_ptr().cast();
+        // SAFETY: writes at most 8 bytes for every attribute of the list.
+        let answer = unsafe { (self.driver.table.pointer_attribute)(pointer, attribute as i32, address) };
+        match answer {
+            code::INVALID_VALUE | code::NOT_SUPPORTED => Ok(None),
+            other => self.check("state where memory is", other).map(|()| Some(u64::from_le_bytes(value))),
+        }
+    }
+
+    /// What kind of allocation is mapped at an address: `None` where it is none of `cuMemCreate`.
+    pub(in crate::device::cuda) fn allocation_at(
+        &self,
+        address: Address,
+    ) -> Result<Option<types::AllocationProperties>, CudaError> {
+        let _current = self.enter()?;
+        let table = &self.driver.table;
+        let mut handle = 0;
+        let pointer = std::ptr::with_exposed_provenance_mut(usize::try_from(address.0).unwrap_or(usize::MAX));
+        // SAFETY: writes a handle to where the first pointer points; the second is only looked at as an address.
+        let answer = unsafe { (table.retain_handle)(&raw mut handle, pointer) };
+        match answer {
+            code::INVALID_VALUE | code::NOT_SUPPORTED => return Ok(None),
+            other => self.check("find an allocation", other)?,
+        }
+        let mut properties = types::AllocationProperties::EMPTY;
+        // SAFETY: writes the properties to where the pointer points; the handle is held.
+        let answer = unsafe { (table.handle_properties)(&raw mut properties, handle) };
+        // SAFETY: the handle was retained above, once.
+        self.give_back("release an allocation", &|| unsafe { (table.release)(handle) });
+        self.check("state what an allocation is", answer).map(|()| Some(properties))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let release = || {
+            // SAFETY: retained once, by `open`; a release that failed has not happened.
+            let answer = unsafe { (self.driver.table.context_release)(self.device) };
+            self.check("close a GPU", answer)
+        };
+        if let Err(error) = release().or_else(|_| release()) {
+            tracing::error!(%error, "a GPU's context could not be given back");
+        }
+    }
+}
+
+/// A context that is the current one of this thread.
+#[derive(Debug)]
+pub(in crate::device::cuda) struct Current<'a> {
+    context: &'a Context,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: writes a context to where the pointer points; it is the one that `enter` pushed on this thread.
+        let _ = unsafe { (self.context.driver.table.context_pop)(&raw mut popped) };
+    }
+}

@@ -1,0 +1,169 @@
+//! What can go wrong with a CUDA driver and its devices. Each text is one sentence with the remedy.
+
+use super::types::{Code, Ordinal, code};
+
+/// The oldest release of CUDA whose driver takes the kernels' text (PTX 7.8), as [`Version`].
+pub const MINIMUM_DRIVER: Version = Version(11_080);
+
+/// A release of CUDA, as a driver states it: 12040 is 12.4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub i32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+/// A CUDA driver or device could not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// No driver library was found.
+    #[error(
+        "no NVIDIA driver library was found (tried {tried}: {reason}); install the NVIDIA driver, or start the container \
+         with the GPU (--gpus all), or use --device host"
+    )]
+    NoLibrary {
+        /// The names that were tried.
+        tried: Box<str>,
+        /// What the loader said of the last one.
+        reason: Box<str>,
+    },
+    /// The library is the one that programs are linked with, not a driver.
+    #[error(
+        "{library} is a stub for linking and no driver; take its directory off LD_LIBRARY_PATH, or install the driver"
+    )]
+    StubLibrary {
+        /// The library's path.
+        library: Box<str>,
+    },
+    /// The library lacks a function.
+    #[error(
+        "{library} has no {symbol}, so it is no NVIDIA driver of CUDA {MINIMUM_DRIVER} or newer; update the driver, and see \
+         that LD_LIBRARY_PATH names no stub"
+    )]
+    MissingSymbol {
+        /// The library's path.
+        library: Box<str>,
+        /// The function.
+        symbol: &'static str,
+    },
+    /// The driver is too old for the kernels.
+    #[error(
+        "the driver {library} is of CUDA {found} and {MINIMUM_DRIVER} is the oldest that will do; update the NVIDIA driver"
+    )]
+    OldDriver {
+        /// The library's path.
+        library: Box<str>,
+        /// Its release.
+        found: Version,
+    },
+    /// There is a driver and no device.
+    #[error(
+        "the NVIDIA driver {library} shows no GPU; see nvidia-smi, CUDA_VISIBLE_DEVICES and the container's devices, and \
+         where MIG is on, that an instance was made (nvidia-smi mig -lgi)"
+    )]
+    NoDevice {
+        /// The library's path.
+        library: Box<str>,
+    },
+    /// There are devices, and not that one.
+    #[error("there is no cuda:{ordinal}: the driver shows {count} GPUs, counted from cuda:0; choose one of them")]
+    NoSuchDevice {
+        /// The one that was asked for.
+        ordinal: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// Another process has the device for itself.
+    #[error(
+        "cuda:{ordinal} takes one process at a time and another one has it; end that one, or have an administrator run \
+         nvidia-smi -c DEFAULT"
+    )]
+    ExclusiveProcess {
+        /// The device.
+        ordinal: Ordinal,
+    },
+    /// The device takes no work.
+    #[error("cuda:{ordinal} is in the compute mode 'prohibited'; have an administrator run nvidia-smi -c DEFAULT")]
+    Prohibited {
+        /// The device.
+        ordinal: Ordinal,
+    },
+    /// The device lacks something that is needed.
+    #[error(
+        "{device} has no {what}; choose another GPU, or a virtual machine or vGPU type that has it, or --device host"
+    )]
+    Unsupported {
+        /// The device, with its name.
+        device: Box<str>,
+        /// What it lacks.
+        what: &'static str,
+    },
+    /// The device's memory is full.
+    #[error("the GPU has no memory left to {step}; end other processes on it (nvidia-smi), or choose another GPU")]
+    OutOfMemory {
+        /// What was being done.
+        step: &'static str,
+    },
+    /// The driver does not take the kernels.
+    #[error("the driver refused the kernels '{module}' ({reason}): {log}; update the NVIDIA driver, and report this")]
+    Kernels {
+        /// Which text.
+        module: &'static str,
+        /// The result's name.
+        reason: Box<str>,
+        /// What its compiler said.
+        log: Box<str>,
+    },
+    /// The device's context is dead: nothing on the device can be read or proven any more by this process.
+    #[error(
+        "the GPU was lost while it was to {step}: {name} ({code}), {text}; see the kernel's log for NVRM Xid, then restart \
+         this process, and reset or replace the GPU if it happens again"
+    )]
+    Lost {
+        /// What was being done.
+        step: &'static str,
+        /// The result's number.
+        code: Code,
+        /// Its name.
+        name: Box<str>,
+        /// Its text.
+        text: Box<str>,
+    },
+    /// The driver refused a step.
+    #[error("the NVIDIA driver could not {step}: {name} ({code}), {text}; vram doctor shows what this machine lacks")]
+    Refused {
+        /// What was being done.
+        step: &'static str,
+        /// The result's number.
+        code: Code,
+        /// Its name.
+        name: Box<str>,
+        /// Its text.
+        text: Box<str>,
+    },
+}
+
+impl CudaError {
+    /// The result's number, where the driver gave one that has no meaning of its own here.
+    #[must_use]
+    pub const fn code(&self) -> Option<i32> {
+        match self {
+            Self::Lost { code, .. } | Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether the device's context is dead.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+}
+
+/// Whether nothing works any more after such a result.
+pub(super) fn is_sticky(found: Code) -> bool {
+    code::STICKY.contains(&found)
+}

@@ -1,0 +1,173 @@
+//! Device memory of our own: an allocation, a range of addresses, the one mapped at the other.
+//!
+//! Each is given back when it is dropped, in the right order, however far its making came.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use super::types::{
+    Access, AccessDescription, Address, AllocationProperties, DeviceAttribute, GRANULARITY_MINIMUM,
+    HANDLE_TYPE_POSIX_FD, LOCATION_TYPE_DEVICE, Location, RawHandle, code,
+};
+use super::{Context, CudaError};
+
+/// The size of which every allocation on a device is a multiple.
+pub(in crate::device::cuda) fn granularity(context: &Context) -> Result<u64, CudaError> {
+    let properties = properties(context)?;
+    let mut bytes = 0;
+    // SAFETY: writes one number to where the first pointer points, reads the properties behind the second.
+    let answer =
+        unsafe { (context.driver.table.granularity)(&raw mut bytes, &raw const properties, GRANULARITY_MINIMUM) };
+    context.check("state the size of its pages", answer)?;
+    // Zero, or no power of two, is no page size.
+    if bytes.is_power_of_two() { Ok(bytes as u64) } else { Err(context.driver.error("state the size of its pages", 1)) }
+}
+
+/// Exportable where the device can.
+fn properties(context: &Context) -> Result<AllocationProperties, CudaError> {
+    let exportable = context.driver.attribute(DeviceAttribute::PosixFileDescriptor, context.device())? == 1;
+    Ok(AllocationProperties::pinned_on(context.device(), exportable))
+}
+
+/// An allocation in the device's memory, pinned to it.
+#[derive(Debug)]
+struct Allocation {
+    context: Arc<Context>,
+    handle: RawHandle,
+    exportable: bool,
+}
+
+impl Allocation {
+    fn create(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
+        let properties = properties(context)?;
+        let mut handle = 0;
+        // SAFETY: writes a handle to where the first pointer points, reads the properties behind the second.
+        let answer = unsafe { (context.driver.table.create)(&raw mut handle, bytes, &raw const properties, 0) };
+        context.check("allocate a region", answer)?;
+        Ok(Self { context: Arc::clone(context), handle, exportable: properties.handle_types != 0 })
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let table = &self.context.driver.table;
+        // SAFETY: the handle is this value's, and no mapping of it is left: `Mapped` drops itself before its parts.
+        self.context.give_back("release a region", &|| unsafe { (table.release)(self.handle) });
+    }
+}
+
+/// A range of the device's address space.
+#[derive(Debug)]
+struct Addresses {
+    context: Arc<Context>,
+    start: Address,
+    bytes: usize,
+}
+
+impl Addresses {
+    fn reserve(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
+        let mut start = Address(0);
+        // SAFETY: writes an address to where the pointer points.
+        let answer = unsafe { (context.driver.table.reserve)(&raw mut start, bytes, 0, Address(0), 0) };
+        context.check("reserve addresses for a region", answer)?;
+        Ok(Self { context: Arc::clone(context), start, bytes })
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        let table = &self.context.driver.table;
+        // SAFETY: the range is this value's, and nothing is mapped in it any more.
+        self.context.give_back("free a region's addresses", &|| unsafe { (table.unreserve)(self.start, self.bytes) });
+    }
+}
+
+/// An allocation that is mapped at a range of addresses, readable and writable by its device at first.
+#[derive(Debug)]
+pub(in crate::device::cuda) struct Mapped {
+    // Dropped in this order, after the mapping itself.
+    addresses: Addresses,
+    allocation: Allocation,
+}
+
+impl Mapped {
+    /// `bytes` is a multiple of the granularity.
+    pub(in crate::device::cuda) fn create(context: &Arc<Context>, bytes: u64) -> Result<Self, CudaError> {
+        let too_large = || CudaError::OutOfMemory { step: "address so large a region" };
+        let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
+        let _current = context.enter()?;
+        let allocation = Allocation::create(context, bytes)?;
+        let addresses = Addresses::reserve(context, bytes)?;
+        // SAFETY: the whole of a fresh range, and the whole of a fresh allocation of the same size.
+        let answer = unsafe { (context.driver.table.map)(addresses.start, bytes, 0, allocation.handle, 0) };
+        context.check("map a region", answer)?;
+        let mapped = Self { addresses, allocation };
+        mapped.set_access(0, bytes as u64, Access::ReadWrite)?;
+        Ok(mapped)
+    }
+
+    pub(in crate::device::cuda) fn start(&self) -> Address {
+        self.addresses.start
+    }
+
+    pub(in crate::device::cuda) fn bytes(&self) -> u64 {
+        self.addresses.bytes as u64
+    }
+
+    /// Says what the device may do with a part of the range; offset and length are multiples of the granularity.
+    pub(in crate::device::cuda) fn set_access(&self, offset: u64, bytes: u64, access: Access) -> Result<(), CudaError> {
+        let context = &self.addresses.context;
+        let _current = context.enter()?;
+        let description = AccessDescription { location: self.location(), flags: access as i32 };
+        let start = self.addresses.start.plus(offset);
+        let bytes = usize::try_from(bytes).unwrap_or(self.addresses.bytes);
+        // SAFETY: the range is this value's own mapping, and whoever writes to it has asked for this.
+        let answer = unsafe { (context.driver.table.set_access)(start, bytes, &raw const description, 1) };
+        context.check("change what a mapping allows", answer)
+    }
+
+    /// What the driver says that the device may do there: `None` where it cannot say.
+    pub(in crate::device::cuda) fn access(&self, offset: u64) -> Result<Option<u64>, CudaError> {
+        let context = &self.addresses.context;
+        let _current = context.enter()?;
+        let (mut flags, location) = (0, self.location());
+        let at = self.addresses.start.plus(offset);
+        // SAFETY: writes the flags to where the first pointer points, reads the location behind the second.
+        let answer = unsafe { (context.driver.table.get_access)(&raw mut flags, &raw const location, at) };
+        match answer {
+            code::INVALID_VALUE | code::NOT_SUPPORTED => Ok(None),
+            other => context.check("state what a mapping allows", other).map(|()| Some(flags)),
+        }
+    }
+
+    /// A descriptor of the allocation for other processes: `None` where the device has no such thing.
+    pub(in crate::device::cuda) fn export(&self) -> Result<Option<OwnedFd>, CudaError> {
+        if !self.allocation.exportable {
+            return Ok(None);
+        }
+        let context = &self.addresses.context;
+        let _current = context.enter()?;
+        let mut descriptor: libc::c_int = -1;
+        let (handle, to) = (self.allocation.handle, (&raw mut descriptor).cast());
+        // SAFETY: writes a descriptor, which is an int, to where the pointer points.
+        let answer = unsafe { (context.driver.table.export_handle)(to, handle, HANDLE_TYPE_POSIX_FD, 0) };
+        context.check("export a region", answer)?;
+        if descriptor < 0 {
+            return Ok(None);
+        }
+        // SAFETY: the driver has just made this descriptor, for the caller to keep.
+        Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    }
+
+    fn location(&self) -> Location {
+        Location { kind: LOCATION_TYPE_DEVICE, id: self.addresses.context.device() }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let (table, range) = (&self.addresses.context.driver.table, &self.addresses);
+        // SAFETY: this value's own mapping, which nobody uses any more: regions wait for their work before they go.
+        self.addresses.context.give_back("unmap a region", &|| unsafe { (table.unmap)(range.start, range.bytes) });
+    }
+}

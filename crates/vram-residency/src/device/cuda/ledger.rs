@@ -1,0 +1,59 @@
+//! What is promised to regions, so that no two of them are promised the same bytes.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::driver::Context;
+use crate::device::{Capacity, DeviceError, DeviceKind};
+
+/// A device's bytes.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    capacity_bytes: u64,
+    /// Bytes of the device that are left to others.
+    headroom_bytes: u64,
+    used_bytes: Mutex<u64>,
+}
+
+/// Bytes of it, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(capacity_bytes: u64, headroom_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { capacity_bytes, headroom_bytes, used_bytes: Mutex::new(0) })
+    }
+
+    pub(super) fn capacity(&self) -> Capacity {
+        Capacity { total_bytes: self.capacity_bytes, used_bytes: *self.used_bytes.lock() }
+    }
+
+    /// Promises bytes. The capacity is a limit and no promise: what the device has left decides as well.
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, context: &Context) -> Result<Reservation, DeviceError> {
+        let mut used_bytes = self.used_bytes.lock();
+        let (free, _) = context.memory()?;
+        let left = self.capacity_bytes.saturating_sub(*used_bytes);
+        let available = left.min(free.saturating_sub(self.headroom_bytes));
+        if bytes > available {
+            return Err(self.insufficient(bytes, available));
+        }
+        *used_bytes = used_bytes.saturating_add(bytes);
+        Ok(Reservation { ledger: Arc::clone(self), bytes })
+    }
+
+    pub(super) fn insufficient(&self, needed_bytes: u64, available_bytes: u64) -> DeviceError {
+        let (device, total_bytes) = (DeviceKind::Cuda, self.capacity_bytes);
+        DeviceError::InsufficientMemory { device, needed_bytes, available_bytes, total_bytes }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut used_bytes = self.ledger.used_bytes.lock();
+        *used_bytes = used_bytes.saturating_sub(self.bytes);
+    }
+}

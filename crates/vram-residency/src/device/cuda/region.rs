@@ -1,0 +1,331 @@
+//! One region of a GPU's memory, in both of its stages.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use zeroize::Zeroizing;
+
+use super::driver::{Access, Address, Context, CudaError, Mapped};
+use super::ledger::Reservation;
+use super::residency::{self, Sealed};
+use super::speed::Speeds;
+use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused, system};
+use crate::device::{
+    DeviceError, Export, Fill, Foreign, MemoryCheck, Protection, Region, Residency, StagedRegion, SuspectedPaged,
+    check_blocks, check_range,
+};
+use crate::digest::{BlockValue, block_count};
+
+/// Where a region's bytes are.
+#[derive(Debug)]
+enum Memory {
+    /// Memory of our own.
+    Owned(Mapped),
+    /// Memory that somebody else allocated and keeps.
+    Adopted(Address),
+}
+
+/// One region.
+#[derive(Debug)]
+pub(super) struct CudaRegion {
+    // Dropped in this order: the memory is gone before its bytes count as free.
+    memory: Memory,
+    _reservation: Option<Reservation>,
+    shared: Arc<Shared>,
+    /// Bytes in front of the region's first byte.
+    lead: u64,
+    bytes: u64,
+    /// What it was backed by when it was sealed.
+    block_id: Option<u64>,
+    /// Held for reading by whoever looks at the bytes, and again by who looks at more of them meanwhile; for writing by
+    /// a repair.
+    repair: RwLock<()>,
+    /// Whether the driver took the order that the device may only read here.
+    closed: bool,
+    /// Whether it says itself that the device cannot write here.
+    read_only: AtomicBool,
+    speeds: Speeds,
+}
+
+impl CudaRegion {
+    /// Memory of our own, still writable.
+    pub(super) fn allocate(shared: &Arc<Shared>, bytes: u64, lead_bytes: u8) -> Result<Self, DeviceError> {
+        // The kernels read from any multiple of 8 bytes on.
+        let lead = u64::from(lead_bytes & !7);
+        let too_large = |needed_bytes| shared.ledger.insufficient(needed_bytes, 0);
+        let needed =
+            lead.checked_add(bytes.max(1)).and_then(|bytes| bytes.checked_next_multiple_of(shared.granularity));
+        let needed = needed.ok_or_else(|| too_large(u64::MAX))?;
+        let reservation = shared.ledger.reserve(needed, &shared.context)?;
+        let mapped = Mapped::create(&shared.context, needed).map_err(|error| match error {
+            CudaError::OutOfMemory { .. } => {
+                let (free, _) = shared.context.memory().unwrap_or_default();
+                shared.ledger.insufficient(needed, free)
+            }
+            other => other.into(),
+        })?;
+        Ok(Self::new(shared, Memory::Owned(mapped), Some(reservation), lead, bytes))
+    }
+
+    /// Memory of somebody else's.
+    pub(super) fn adopt(shared: &Arc<Shared>, start: Address, bytes: u64) -> Result<Self, DeviceError> {
+        let mut region = Self::new(shared, Memory::Adopted(start), None, 0, bytes);
+        region.note_backing()?;
+        Ok(region)
+    }
+
+    fn new(shared: &Arc<Shared>, memory: Memory, reservation: Option<Reservation>, lead: u64, bytes: u64) -> Self {
+        let speeds = Speeds::new(block_count(bytes), shared.launch_blocks as u64);
+        let (repair, read_only) = (RwLock::new(()), AtomicBool::new(false));
+        let shared = Arc::clone(shared);
+        Self {
+            memory,
+            _reservation: reservation,
+            shared,
+            lead,
+            bytes,
+            block_id: None,
+            repair,
+            closed: false,
+            read_only,
+            speeds,
+        }
+    }
+
+    fn context(&self) -> &Context {
+        &self.shared.context
+    }
+
+    /// Where the region's first byte is.
+    fn start(&self) -> Address {
+        match &self.memory {
+            Memory::Owned(mapped) => mapped.start().plus(self.lead),
+            Memory::Adopted(start) => *start,
+        }
+    }
+
+    fn sealed(&self) -> Sealed {
+        let owned = matches!(self.memory, Memory::Owned(_));
+        Sealed { start: self.start(), bytes: self.bytes, owned, block_id: self.block_id }
+    }
+
+    /// Notes what the memory is backed by, and what the driver says about writes.
+    fn note_backing(&mut self) -> Result<(), CudaError> {
+        self.block_id = residency::block_id(self.context(), self.start())?;
+        let read_only = self.is_read_only()?;
+        self.read_only.store(read_only, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether the driver states that no byte of the region can be written by its device.
+    fn is_read_only(&self) -> Result<bool, CudaError> {
+        let last = self.start().plus(self.bytes.max(1).saturating_sub(1));
+        for address in [self.start(), last] {
+            if !residency::is_read_only(self.context(), address)? {
+                return Ok(false);
+            }
+        }
+        match &self.memory {
+            // A second way of asking.
+            Memory::Owned(mapped) => Ok(mapped.access(0)?.is_none_or(|flags| flags == Access::Read as u64)),
+            Memory::Adopted(_) => Ok(true),
+        }
+    }
+
+    /// Hashes blocks launch by launch. No repair runs meanwhile.
+    fn hash_launches(&self, first: u64, values: &mut [BlockValue]) -> Result<(), CudaError> {
+        let shared = &self.shared;
+        let mut first = first;
+        for values in values.chunks_mut(shared.launch_blocks) {
+            let region = (self.start(), self.bytes);
+            // SAFETY: the region is mapped and readable for as long as `self` lives.
+            let took = unsafe { shared.lanes.take().hash(&shared.kernels, shared.variant, region, first, values) }?;
+            let blocks = values.len() as u64;
+            self.speeds.note(first, blocks, took);
+            first = first.saturating_add(blocks);
+        }
+        Ok(())
+    }
+
+    /// No repair runs meanwhile. Reads what was slow once more: something else may have kept the device busy. What stays slow is suspected.
+    fn suspected_paged(&self) -> Result<Option<SuspectedPaged>, CudaError> {
+        let mut again = Ok(());
+        self.speeds.for_each_slow(&mut |first| {
+            let mut values = [BlockValue::UNKNOWN; MOST_LAUNCH_BLOCKS];
+            let values = values.get_mut(..self.shared.launch_blocks).unwrap_or_default();
+            if again.is_ok() {
+                again = self.hash_launches(first, values);
+            }
+        });
+        again?;
+        let mut found: Option<SuspectedPaged> = None;
+        self.speeds.for_each_slow(&mut |first_block| {
+            let blocks = found.map_or(0, |found| found.blocks).saturating_add(self.speeds.launch_blocks());
+            found = Some(SuspectedPaged { first_block: found.map_or(first_block, |found| found.first_block), blocks });
+        });
+        Ok(found)
+    }
+}
+
+impl StagedRegion for CudaRegion {
+    fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError> {
+        if values.len() as u64 != block_count(self.bytes) {
+            return Err(DeviceError::OutOfRange { offset: 0, end: u64::MAX, region_bytes: self.bytes });
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut loader = shared.loader()?;
+        let Some(loader) = loader.as_mut() else { return Err(DeviceError::WorkerPanicked) };
+        let kernels = (&shared.kernels, shared.variant);
+        // SAFETY: the region is staged, so writable, and `self` is borrowed mutably: nobody else uses it.
+        unsafe { loader.fill(kernels, &shared.crew, (self.start(), self.bytes), source, values) }
+    }
+
+    fn protect(mut self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
+        if let Memory::Owned(mapped) = &self.memory {
+            match mapped.set_access(0, mapped.bytes(), Access::Read) {
+                Ok(()) => self.closed = true,
+                Err(error) if error.is_lost() => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(%error, "this driver does not make memory read-only; protection is advisory");
+                }
+            }
+        }
+        self.note_backing()?;
+        Ok(self)
+    }
+}
+
+impl Region for CudaRegion {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn residency(&self) -> Residency {
+        Residency::Vram
+    }
+
+    fn protection(&self) -> Protection {
+        if self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
+    }
+
+    fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {
+        let _no_repair = self.repair.read_recursive();
+        let foreign = match self.shared.facts.integrated {
+            true => Some(Foreign::Integrated),
+            false => residency::examine(self.context(), &self.sealed())?,
+        };
+        let read_only = self.is_read_only()?;
+        if !read_only {
+            self.read_only.store(false, Ordering::Release);
+        }
+        let suspected_paged = self.suspected_paged()?;
+        Ok(MemoryCheck { residency: self.residency(), protection: self.protection(), foreign, suspected_paged })
+    }
+
+    fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {
+        check_blocks(first, values.len(), self.bytes)?;
+        let _no_repair = self.repair.read_recursive();
+        Ok(self.hash_launches(first, values)?)
+    }
+
+    /// Lends a copy: the processor cannot address the bytes.
+    fn view(&self, range: Range<u64>, look: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        if range.start > range.end || range.end > self.bytes {
+            return Err(DeviceError::OutOfRange { offset: range.start, end: range.end, region_bytes: self.bytes });
+        }
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        // Weights stay nowhere but in their region.
+        let mut copy = Zeroizing::new(Vec::new());
+        let reserved = copy.try_reserve_exact(length);
+        reserved.map_err(|_| system("copy so many bytes to main memory", std::io::ErrorKind::OutOfMemory))?;
+        copy.resize(length, 0);
+        let _no_repair = self.repair.read_recursive();
+        let from = self.start().plus(range.start);
+        // SAFETY: inside the region, which is mapped and readable for as long as `self` lives.
+        unsafe { self.shared.lanes.take().read(from, &mut copy) }?;
+        look(&copy);
+        Ok(())
+    }
+
+    fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let range = check_range(offset, bytes.len(), self.bytes)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.repair.write();
+        let was_read_only = self.read_only.load(Ordering::Acquire);
+        let window = match &self.memory {
+            Memory::Owned(mapped) if self.closed => {
+                Some(Window::open(mapped, self.lead.saturating_add(range.start), bytes.len() as u64, &self.shared)?)
+            }
+            // What is read-only by somebody else's will is not ours to open.
+            Memory::Adopted(_) if was_read_only => return Err(refused("write to memory that another owns")),
+            _ => None,
+        };
+        let to = self.start().plus(range.start);
+        // SAFETY: inside the region, writable for now; the guard keeps everybody else out.
+        let written = unsafe { self.shared.lanes.take().write(to, bytes) };
+        let Some(window) = window else { return Ok(written?) };
+        let closed = window.close();
+        let checked = closed.and_then(|()| self.is_read_only());
+        self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
+        written?;
+        match checked {
+            Ok(read_only) if read_only || !was_read_only => Ok(()),
+            Ok(_) => Err(refused("make a region read-only after a repair")),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn export(&self) -> Result<Export, DeviceError> {
+        let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
+        if self.protection() != Protection::ReadOnly {
+            return Err(refused("hand out a region that is not read-only"));
+        }
+        let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
+        Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
+    }
+}
+
+/// Pages that the device may write for the moment. Dropping it closes it as well, but tells nobody if that fails.
+struct Window<'a> {
+    mapped: &'a Mapped,
+    offset: u64,
+    bytes: u64,
+    open: bool,
+}
+
+impl<'a> Window<'a> {
+    /// Opens the pages that hold a range of the mapping; where the driver only takes whole mappings, all of them.
+    fn open(mapped: &'a Mapped, start: u64, bytes: u64, shared: &Shared) -> Result<Self, CudaError> {
+        let page = shared.granularity;
+        let offset = start.saturating_sub(start.checked_rem(page).unwrap_or(0));
+        let end = start.saturating_add(bytes).checked_next_multiple_of(page).unwrap_or(u64::MAX).min(mapped.bytes());
+        let part = end.saturating_sub(offset);
+        let (offset, bytes) = match mapped.set_access(offset, part, Access::ReadWrite) {
+            Ok(()) => (offset, part),
+            Err(error) if error.is_lost() => return Err(error),
+            Err(_) => {
+                mapped.set_access(0, mapped.bytes(), Access::ReadWrite)?;
+                (0, mapped.bytes())
+            }
+        };
+        Ok(Self { mapped, offset, bytes, open: true })
+    }
+
+    fn close(mut self) -> Result<(), CudaError> {
+        let closed = self.mapped.set_access(self.offset, self.bytes, Access::Read);
+        self.open = closed.is_err();
+        closed
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let _ = self.mapped.set_access(self.offset, self.bytes, Access::Read);
+        }
+    }
+}

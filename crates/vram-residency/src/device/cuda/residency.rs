@@ -1,0 +1,79 @@
+//! Where memory is, as the driver states it: asked anew at each seal and at each full verification.
+//!
+//! These are a driver's statements and no proof against a driver that lies. The speed of a scan is evidence beside them.
+
+use super::driver::types::{ALLOCATION_TYPE_PINNED, LOCATION_TYPE_DEVICE, MEMORY_TYPE_DEVICE};
+use super::driver::{Access, Address, Context, CudaError, PointerAttribute};
+use crate::device::Foreign;
+
+/// A range of memory, as it was when it was sealed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sealed {
+    pub(super) start: Address,
+    pub(super) bytes: u64,
+    /// Whether it is from `cuMemCreate`, by this process.
+    pub(super) owned: bool,
+    /// The number of what it is backed by, where the driver had one.
+    pub(super) block_id: Option<u64>,
+}
+
+/// What the driver states about a range: the first thing that must not be so, if there is one.
+pub(super) fn examine(context: &Context, sealed: &Sealed) -> Result<Option<Foreign>, CudaError> {
+    let last = sealed.start.plus(sealed.bytes.max(1).saturating_sub(1));
+    for address in [sealed.start, last] {
+        if let Some(foreign) = examine_address(context, address, sealed)? {
+            return Ok(Some(foreign));
+        }
+    }
+    Ok(None)
+}
+
+fn examine_address(context: &Context, address: Address, sealed: &Sealed) -> Result<Option<Foreign>, CudaError> {
+    use PointerAttribute::{
+        DeviceOrdinal, HostPointer, IsManaged, Mapped, MemoryBlockId, MemoryType, RangeSize, RangeStart,
+    };
+    let ask = |attribute| context.ask(attribute, address);
+    let here = u64::try_from(context.device()).ok();
+    // Managed memory may call itself either, so it is asked about first.
+    if ask(IsManaged)? != Some(0) {
+        return Ok(Some(Foreign::Managed));
+    }
+    if ask(MemoryType)? != Some(MEMORY_TYPE_DEVICE) {
+        return Ok(Some(Foreign::NotOfDevice));
+    }
+    if ask(HostPointer)?.unwrap_or(0) != 0 {
+        return Ok(Some(Foreign::HostAddressable));
+    }
+    if ask(DeviceOrdinal)? != here {
+        return Ok(Some(Foreign::OtherDevice));
+    }
+    if ask(Mapped)? == Some(0) {
+        return Ok(Some(Foreign::NotMapped));
+    }
+    let (Some(start), Some(size)) = (ask(RangeStart)?, ask(RangeSize)?) else { return Ok(Some(Foreign::NotMapped)) };
+    if address.0 < start || address.0 >= start.saturating_add(size) {
+        return Ok(Some(Foreign::NotMapped));
+    }
+    if sealed.block_id.is_some() && ask(MemoryBlockId)? != sealed.block_id {
+        return Ok(Some(Foreign::BackingChanged));
+    }
+    let Some(allocation) = context.allocation_at(address)? else {
+        // Memory that somebody else allocated may be of another kind than ours.
+        return Ok(sealed.owned.then_some(Foreign::NotPinned));
+    };
+    let is_here = allocation.location.kind == LOCATION_TYPE_DEVICE && allocation.location.id == context.device();
+    if !is_here {
+        return Ok(Some(Foreign::OtherDevice));
+    }
+    Ok((allocation.kind != ALLOCATION_TYPE_PINNED).then_some(Foreign::NotPinned))
+}
+
+/// What a range is backed by.
+pub(super) fn block_id(context: &Context, start: Address) -> Result<Option<u64>, CudaError> {
+    context.ask(PointerAttribute::MemoryBlockId, start)
+}
+
+/// Whether the driver states that the device cannot write to a byte.
+pub(super) fn is_read_only(context: &Context, address: Address) -> Result<bool, CudaError> {
+    Ok(context.ask(PointerAttribute::AccessFlags, address)? == Some(Access::Read as u64))
+}

@@ -1,0 +1,39 @@
+//! Heap allocations of a verification on a GPU, counted in the whole process.
+//!
+//! One test in a binary of its own: another one beside it would be counted too. The emulated driver counts nothing here: it
+//! has an allocator of its own.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+
+mod gpu;
+mod support;
+
+use std::alloc::System;
+use std::time::Duration;
+
+use cuda_emulator::{Emulator, Plan};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::{disk_dir, id};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+#[test]
+fn a_verify_on_a_gpu_allocates_nothing() {
+    let emulator = Emulator::lock(Plan::default());
+    let dir = disk_dir();
+    let manager = gpu::manager(dir.path());
+    let shard = manager.seal_model(id("shard"), "model", &[7; (9 << 20) + 5]).unwrap();
+    for _ in 0..20 {
+        manager.verify_sealed(&shard).unwrap();
+    }
+    manager.trail().flush(Duration::from_secs(5)).unwrap();
+    let on_the_device = emulator.report().calls_of("cuMemAlloc_v2");
+    for round in 0..5 {
+        let region = Region::new(ALLOCATOR);
+        manager.verify_sealed(&shard).unwrap();
+        manager.trail().flush(Duration::from_secs(5)).unwrap();
+        let change = region.change();
+        assert_eq!(change.allocations + change.reallocations, 0, "round {round}");
+    }
+    assert_eq!(emulator.report().calls_of("cuMemAlloc_v2"), on_the_device);
+}

@@ -1,0 +1,130 @@
+//! Every driver call of a shard's life fails, each in turn, once and for ever: a typed error, nothing leaks, nothing is
+//! released twice or used afterwards, nothing half-sealed is visible, and nothing is called verified that was not.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
+
+mod gpu;
+mod support;
+
+use cuda_emulator::{Emulator, Fault, Plan};
+use gpu::{memory, try_manager};
+use support::{disk_dir, id};
+use vram_residency::digest::BLOCK_BYTES;
+use vram_residency::{Error, Policy, SealedShard, ShardState, VramManager};
+
+const WEIGHTS: &[u8] = &[0x5a; (BLOCK_BYTES + 700) as usize];
+
+/// Not every failure can be told from the driver saying so of something else: an answer of 1 means that a question has none.
+const CODES: [u32; 3] = [1, 2, 304];
+
+/// Opens the GPU, seals, verifies, finds a damaged bit, repairs it, hands out, releases.
+fn life(emulator: &Emulator, dir: &std::path::Path) -> Result<(), Error> {
+    let manager = try_manager(dir, Policy::default())?;
+    let sealed = manager.seal_model(id("shard"), "model", WEIGHTS);
+    let outcome = sealed.as_ref().map_or(Ok(()), |shard| used(emulator, &manager, shard));
+    if let Err(error) = &sealed {
+        assert!(manager.list().is_empty(), "half sealed: {error}");
+        assert_eq!(manager.capacity().used_bytes, 0, "{error}");
+    }
+    drop(sealed?);
+    assert_eq!(manager.capacity().used_bytes, 0);
+    outcome
+}
+
+/// What the shard is called must be so. The emulator shows the truth.
+fn honest(emulator: &Emulator, shard: &SealedShard, damaged: bool) {
+    if shard.state() == ShardState::Verified {
+        assert!(!damaged, "damaged, and called verified");
+        let resident = emulator.read(&memory(1), 0, 64).unwrap();
+        assert_eq!(resident, &WEIGHTS[..64]);
+    }
+}
+
+fn used(emulator: &Emulator, manager: &VramManager, shard: &SealedShard) -> Result<(), Error> {
+    let first = manager.verify_sealed(shard).map(|_| ());
+    honest(emulator, shard, false);
+    if first.is_err() {
+        assert_ne!(shard.state(), ShardState::Verified, "the check was not carried out");
+    }
+    assert!(emulator.flip(&memory(1), BLOCK_BYTES + 5, 2));
+    let found = manager.verify_sealed(shard);
+    assert!(found.is_err(), "a damaged bit was not found");
+    honest(emulator, shard, true);
+    let repaired = manager.repair(shard, &WEIGHTS).map(|_| ());
+    match &repaired {
+        Ok(()) => assert_eq!(shard.state(), ShardState::Verified),
+        Err(_) => assert_ne!(shard.state(), ShardState::Verified),
+    }
+    let exported = shard.export().map(|_| ());
+    first.and(repaired).and(exported)
+}
+
+/// One life with one fault. Whether it made a difference.
+fn with(fault: Fault) -> bool {
+    let mut emulator = Emulator::lock(Plan::default().fault(fault.clone()));
+    // Leaks are judged here: what a fault kept from being released is none.
+    emulator.leaves();
+    let dir = disk_dir();
+    let lived = life(&emulator, dir.path());
+    let report = emulator.report();
+    assert!(report.leaks().is_empty(), "{fault:?}: {:?} leaked after {lived:?}", report.leaks());
+    assert!(report.double_frees.is_empty(), "{fault:?}: {:?}", report.double_frees);
+    assert!(report.uses_after_free.is_empty(), "{fault:?}: {:?}", report.uses_after_free);
+    assert!(report.violations.is_empty(), "{fault:?}: {:?}", report.violations);
+    let Err(error) = &lived else { return false };
+    let text = error.to_string();
+    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
+    true
+}
+
+/// How many driver calls a life makes.
+fn calls() -> u64 {
+    let emulator = Emulator::lock(Plan::default());
+    let dir = disk_dir();
+    life(&emulator, dir.path()).unwrap();
+    let report = emulator.report();
+    assert_eq!(report.complaint(), None);
+    report.calls.values().sum()
+}
+
+fn every(step: usize) {
+    let calls = calls();
+    let mut differed = 0;
+    for nth in (1..=calls).step_by(step) {
+        let code = CODES[(nth % 3) as usize];
+        differed += u64::from(with(Fault::fail_once("*", nth, code)));
+        differed += u64::from(with(Fault::fail_forever("*", nth, code)));
+        // A GPU that falls off the bus, or finds a word of its memory uncorrectable.
+        differed += u64::from(with(Fault::lost("*", nth, if nth % 2 == 0 { 999 } else { 214 })));
+    }
+    let tried = calls.div_ceil(step as u64) * 3;
+    println!("{calls} calls in a life; {tried} faults, {differed} of which ended in an error");
+    assert!(differed * 2 > tried, "most faults are noticed");
+}
+
+#[test]
+fn a_failing_driver_call_leaves_nothing_behind() {
+    // A prime, so that over time each kind of call is met.
+    every(17);
+}
+
+/// All of them: `cargo xtask campaign cuda`.
+#[test]
+#[ignore = "minutes: every call of a life"]
+fn every_failing_driver_call_leaves_nothing_behind() {
+    every(1);
+}
+
+/// Each kind of call by itself, from its first time on.
+#[test]
+fn a_driver_call_that_always_fails_leaves_nothing_behind() {
+    let names = {
+        let emulator = Emulator::lock(Plan::default());
+        let dir = disk_dir();
+        life(&emulator, dir.path()).unwrap();
+        emulator.report().calls.into_keys().collect::<Vec<_>>()
+    };
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        with(Fault::fail_forever(&name, 1, 304));
+    }
+}

@@ -1,0 +1,124 @@
+//! Which memory weights become resident in: main memory, or one or several GPUs'.
+
+use std::sync::Arc;
+
+use vram_residency::device::{self, CudaDevice, CudaError, CudaOptions, Device, HugePages, Survey};
+
+use crate::cli::{DeviceChoice, Host};
+use crate::exit::Failure;
+use crate::output::size;
+use crate::session;
+
+/// What was chosen, and that it is there.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    /// Numbers of GPUs; none for main memory.
+    gpus: Vec<u32>,
+    /// What is said about it, in one line, where the choice was the program's.
+    pub(crate) note: Option<String>,
+}
+
+/// Finds the devices that were asked for. Somebody who asked for a GPU is not given anything else.
+///
+/// To be called before the program has threads, so that kernels are compiled for this run alone.
+pub(crate) fn choose(choice: &DeviceChoice) -> Result<Chosen, Failure> {
+    if *choice != DeviceChoice::Host {
+        device::disable_kernel_cache();
+    }
+    match choice {
+        DeviceChoice::Host => Ok(Chosen { gpus: Vec::new(), note: None }),
+        DeviceChoice::Auto => Ok(automatic()),
+        DeviceChoice::Cuda(numbers) => {
+            let shown: Vec<_> = numbers.iter().map(|number| format!("cuda:{number}")).collect();
+            let refused = |why: &str| Failure::new("device", format!("{} cannot be used: {why}", shown.join(",")));
+            let survey = Survey::take(None).map_err(|error| refused(&error.to_string()))?;
+            let there = survey.devices.len();
+            if let Some(missing) = numbers.iter().find(|number| **number as usize >= there) {
+                let why = format!(
+                    "the driver shows {there} and the first is cuda:0, so there is no cuda:{missing}; choose another"
+                );
+                return Err(refused(&why));
+            }
+            Ok(Chosen { gpus: numbers.clone(), note: None })
+        }
+    }
+}
+
+/// The GPU with most free memory, else main memory.
+fn automatic() -> Chosen {
+    let host = |why: String| Chosen { gpus: Vec::new(), note: Some(format!("device: host (main memory; {why})")) };
+    let survey = match Survey::take(None) {
+        Ok(survey) => survey,
+        // What most machines are like needs no more words.
+        Err(CudaError::NoLibrary { .. }) => return host("no NVIDIA driver was found".to_owned()),
+        Err(error) => return host(error.to_string()),
+    };
+    if let Some(gpu) = survey.roomiest() {
+        let free = gpu.free_bytes.as_ref().copied().unwrap_or(0);
+        let note = format!("device: cuda:{} ({}, {} free)", gpu.ordinal, gpu.name, size(free));
+        return Chosen { gpus: vec![gpu.ordinal], note: Some(note) };
+    }
+    host(match survey.devices.first().map(|gpu| (&gpu.free_bytes, gpu.ordinal)) {
+        Some((Err(error), _)) => error.to_string(),
+        Some((Ok(_), ordinal)) => format!("cuda:{ordinal} shares it with the processor and has none of its own"),
+        None => "the driver shows no GPU".to_owned(),
+    })
+}
+
+impl Chosen {
+    /// Opens the devices, in the order in which they were named.
+    pub(crate) fn open(&self, host: &Host) -> Result<Vec<Arc<dyn Device>>, Failure> {
+        if self.gpus.is_empty() {
+            return Ok(vec![Arc::new(session::host_device(host, HugePages::Ask)?)]);
+        }
+        let open = |number: &u32| -> Result<Arc<dyn Device>, Failure> {
+            let mut options = CudaOptions::default();
+            options.ordinal = *number;
+            options.capacity_bytes = host.capacity.map(|capacity| capacity.0);
+            options.threads = host.threads.map(usize::from);
+            Ok(Arc::new(CudaDevice::open(&options)?))
+        };
+        self.gpus.iter().map(open).collect()
+    }
+
+    /// Opens the only device.
+    pub(crate) fn open_one(&self, host: &Host) -> Result<Arc<dyn Device>, Failure> {
+        let [device] = <[_; 1]>::try_from(self.open(host)?).map_err(|_| {
+            Failure::usage(
+                "vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket",
+            )
+        })?;
+        Ok(device)
+    }
+}
+
+/// Says for each size which of several rooms it goes to: the largest first, each to where most is left. None where they do
+/// not fit so.
+pub(crate) fn spread(sizes: &[u64], rooms: &[u64]) -> Option<Vec<usize>> {
+    let mut left = rooms.to_vec();
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(sizes.get(*index)));
+    let mut places = vec![0; sizes.len()];
+    for index in order {
+        // Of equal rooms the first.
+        let (room, bytes) = left.iter_mut().enumerate().rev().max_by_key(|(_, bytes)| **bytes)?;
+        *bytes = bytes.checked_sub(*sizes.get(index)?)?;
+        *places.get_mut(index)? = room;
+    }
+    Some(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_go_to_where_most_is_left() {
+        assert_eq!(spread(&[1, 10, 5, 6], &[11, 12]), Some(vec![1, 1, 0, 0]));
+        assert_eq!(spread(&[10, 5, 5], &[10, 10]), Some(vec![0, 1, 1]));
+        assert_eq!(spread(&[10, 5, 6], &[10, 10]), None, "nothing is half placed");
+        assert_eq!(spread(&[3, 3, 3], &[100]), Some(vec![0, 0, 0]));
+        assert_eq!(spread(&[], &[]), Some(vec![]));
+        assert_eq!(spread(&[0], &[]), None);
+    }
+}

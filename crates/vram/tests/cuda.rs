@@ -1,0 +1,163 @@
+//! The program on a machine with GPUs, which are emulated: the driver's library is found as any other would be.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
+
+mod support;
+
+use cuda_emulator::{Fault, Plan};
+use serde_json::{Value, json};
+use support::attach::Raw;
+use support::daemon::Daemon;
+use support::{Home, events, safetensors, text};
+
+fn model(home: &Home) -> String {
+    home.file("model.safetensors", &safetensors(["a", "b"], 3000)).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_file_is_sealed_on_a_gpu_and_everything_is_given_back() {
+    let home = Home::with_gpus(&Plan::default());
+    let report = home.json(["seal", &model(&home), "--device", "cuda:0", "--require-vram", "--require-read-only"]);
+    assert_eq!(report["device"]["kind"], "cuda");
+    let shard = &report["shards"][0];
+    assert_eq!((&shard["residency"], &shard["protection"]), (&json!("vram"), &json!("read-only")));
+    assert_eq!((&shard["state"], &shard["device_uuid"]), (&json!("VERIFIED"), &report["device"]["uuid"]));
+    assert_eq!(home.events(), ["DeviceOpened", "VramAllocated", "VramSealed", "SealVerified", "VramDeallocated"]);
+    let opened = &events(&home.audit())[0];
+    let library = cuda_emulator::library().canonicalize().unwrap();
+    assert_eq!((text(&opened["library"]), &opened["kernel_cache"]), (library.display().to_string(), &json!(false)));
+    assert_eq!((&opened["driver"], &opened["name"]), (&json!("12.2"), &json!("Emulated GPU 0")));
+    assert_eq!(home.driver_report().complaint(), None);
+    let verified = home.run(["audit", "verify"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
+}
+
+#[test]
+fn auto_takes_the_roomiest_gpu_or_says_in_one_line_why_not() {
+    let mut plan = Plan::with_devices(2);
+    plan.devices[0].taken = 1 << 30;
+    let home = Home::with_gpus(&plan);
+    let ran = home.run(["seal", &model(&home)]);
+    assert!(ran.stdout.starts_with("device: cuda:1 (Emulated GPU 1, "), "{ran:?}");
+    assert_eq!(home.driver_report().complaint(), None);
+
+    let mut integrated = Plan::default();
+    integrated.devices[0].integrated = true;
+    let stub = Plan { init_code: 34, ..Plan::default() };
+    let old = Plan { driver_version: 11_040, ..Plan::default() };
+    for (plan, words) in [(integrated, "cuda:0 shares it"), (stub, "stub"), (old, "11.8")] {
+        let home = Home::with_gpus(&plan);
+        let ran = home.run(["seal", &model(&home)]);
+        let said: Vec<_> = ran.stdout.lines().filter(|line| line.starts_with("device: host (main memory; ")).collect();
+        assert!(ran.code == 0 && said.len() == 1 && said[0].contains(words), "{ran:?}");
+        assert_eq!(home.driver_report().complaint(), None);
+    }
+}
+
+/// Somebody who asked for a GPU is given that, or a reason: never main memory.
+#[test]
+fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
+    let no_such = Plan::default();
+    let stub = Plan { init_code: 34, ..Plan::default() };
+    let old = Plan { driver_version: 11_040, ..Plan::default() };
+    let mut none = Plan::default();
+    none.devices.clear();
+    let mut busy = Plan::default();
+    (busy.devices[0].compute_mode, busy.devices[0].occupied) = (3, true);
+    let mut full = Plan::default();
+    full.devices[0].taken = full.devices[0].memory;
+    let cases = [
+        (no_such, "cuda:3", "choose another"),
+        (stub, "cuda:0", "stub"),
+        (old, "cuda:0", "11.8"),
+        (none, "cuda:0", "no GPU"),
+        (busy, "cuda:0", "one process at a time"),
+        (full, "cuda:0", "no memory left"),
+    ];
+    for (plan, device, words) in cases {
+        let home = Home::with_gpus(&plan);
+        home.run(["seal", &model(&home), "--json", "--device", device]).failed(1, "device", &[words]);
+        assert!(!home.audit().exists(), "nothing was begun");
+    }
+    let home = Home::new();
+    home.run(["seal", &model(&home), "--json", "--device", "cuda:0"]).failed(1, "device", &["cuda:0", "driver"]);
+}
+
+#[test]
+fn files_of_a_model_are_spread_over_gpus() {
+    let home = Home::with_gpus(&Plan::with_devices(2));
+    for (name, size) in [("m/a.bin", 3 << 20), ("m/b.bin", 2 << 20), ("m/c.bin", 1 << 20)] {
+        home.file(name, &vec![7; size]);
+    }
+    let names = ["a", "b", "c"].map(|name| home.path(format!("m/{name}.bin")));
+    let names = names.each_ref().map(|path| path.to_str().unwrap());
+    let report = home.json(["seal", "--format", "raw", "--device", "cuda:0,cuda:1", names[0], names[1], names[2]]);
+    let places: Vec<_> = report["shards"].as_array().unwrap().iter().map(|shard| &shard["device_uuid"]).collect();
+    assert_ne!(places[0], places[1], "each goes to where most is left");
+    assert_eq!(home.driver_report().complaint(), None);
+    let opened = home.events().iter().filter(|event| *event == "DeviceOpened").count();
+    assert_eq!(opened, 2);
+    // Not on both together, but each as a whole.
+    let refused =
+        home.run(["seal", "--json", "--format", "raw", "--device", "cuda:0,cuda:1", "--capacity", "2MiB", names[0]]);
+    refused.failed(1, "memory", &["cuda:0 has 2097152", "cuda:1 has 2097152"]);
+}
+
+#[test]
+fn a_gpu_that_is_lost_ends_the_command_and_nothing_is_called_verified() {
+    let plan = Plan::default().fault(Fault::lost("cuPointerGetAttribute", 30, 719));
+    // In the middle of the verification, after everything was sealed.
+    let home = Home::with_gpus(&plan);
+    let ran = home.run(["seal", &model(&home), "--json", "--device", "cuda:0"]);
+    ran.failed(1, "device", &["lost", "719", "Xid"]);
+    assert!(home.events().contains(&"SealVerificationFailed".to_owned()));
+    assert!(!home.events().contains(&"SealVerified".to_owned()));
+    assert!(home.driver_report().leaks().is_empty());
+}
+
+#[test]
+fn the_daemon_keeps_checks_and_repairs_weights_on_a_gpu_and_hands_none_out() {
+    let home = Home::with_gpus(&Plan::default());
+    let mut daemon =
+        Daemon::start(&home, &["--device", "cuda:0", "--on-failure", "repair", "--allow-drill", "--require-vram"]);
+    let passed =
+        |status: &Value| status["shards"].as_array().unwrap().iter().all(|shard| shard["passes"].as_u64().unwrap() > 0);
+    let status = daemon.until("both are through a pass", passed);
+    assert_eq!(
+        (&status["shards"][0]["residency"], &status["shards"][0]["state"]),
+        (&json!("vram"), &json!("VERIFIED"))
+    );
+    assert_eq!(daemon.told(&["drill", "big-bin", "--byte", "1500000", "--bit", "3"])["block"], 1);
+    daemon.until("it is repaired", |status| status["scrub"]["repairs"] == 1);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
+    let metrics = daemon.get("/metrics").body;
+    assert!(metrics.contains("vram_device_capacity_bytes{device=\"cuda:0\"}"), "{metrics}");
+    let mut raw = Raw::greeted(&daemon.attach());
+    let refused = raw.ask(&json!({ "type": "attach", "shard": "big-bin" }));
+    assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("device")), "{refused}");
+    assert!(text(&refused["message"]).contains("GPU"), "{refused}");
+    drop(raw);
+    daemon.stop();
+    assert_eq!(home.driver_report().complaint(), None);
+}
+
+#[test]
+fn the_doctor_says_what_gpus_there_are() {
+    let mut plan = Plan::with_devices(2);
+    plan.devices[1].integrated = true;
+    let home = Home::with_gpus(&plan);
+    let report = home.json(["doctor"]);
+    let checks = report["checks"].as_array().unwrap();
+    let named = |name: &str| checks.iter().filter(|check| check["name"] == name).cloned().collect::<Vec<_>>();
+    assert!(text(&named("cuda")[0]["detail"]).contains("CUDA 12.2"), "{report}");
+    let [first, second] = named("gpu").try_into().unwrap();
+    assert_eq!((&first["state"], &second["state"]), (&json!("ok"), &json!("note")), "{report}");
+    assert!(text(&first["detail"]).contains("read-only"), "{first}");
+    assert_eq!(home.driver_report().complaint(), None);
+
+    let plan = Plan { init_code: 803, ..Plan::default() };
+    let report = Home::with_gpus(&plan).json(["doctor"]);
+    let check = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "cuda").unwrap().clone();
+    assert_eq!(check["state"], "note");
+    assert!(text(&check["detail"]).contains("803"), "{check}");
+}

@@ -1,8 +1,9 @@
 // The machine that portable.cuh asks for, on a CPU: for tests only.
 //
-// The threads of a block are fibers that run one after another from barrier to barrier. Loads check that the address is
-// aligned as the instruction wants it and that every byte lies in a declared range: one byte too many ends the program.
-// What this cannot find: races between threads, and what a GPU's own compiler or memory does.
+// The threads of a block are fibers that run one after another from barrier to barrier, upwards and downwards in turn,
+// so that a missing barrier shows. Loads check that the address is aligned as the instruction wants it and that every
+// byte lies in a declared range: one byte too many ends the program.
+// What this cannot find: races within a warp's single steps, and what a GPU's own compiler or memory does.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +75,7 @@ struct Fiber {
 };
 inline std::vector<Fiber> fibers;
 inline jmp_buf scheduler;
-inline size_t current;
+inline u32 current;
 inline const std::function<void()> *body;
 inline bool fibers_on;
 
@@ -128,14 +129,15 @@ inline void run_block(const Grid &grid, const std::function<void()> &kernel) {
         fiber.begun = false;
         fiber.running = true;
     }
-    for (bool any = true; any;) {
+    bool any = true;
+    for (u32 phase = 0; any; ++phase) {
         any = false;
         for (u32 i = 0; i < threads; ++i) {
-            if (fibers[i].running) {
+            current = (phase + here.block_x) % 2 == 0 ? i : threads - 1 - i;
+            if (fibers[current].running) {
                 any = true;
-                current = i;
-                here.thread_x = i % grid.threads_x;
-                here.thread_y = i / grid.threads_x;
+                here.thread_x = current % grid.threads_x;
+                here.thread_y = current / grid.threads_x;
                 resume();
             }
         }

@@ -8,7 +8,7 @@ use crate::steps::Count;
 use crate::{Args, tools};
 use anyhow::{Context, Result, bail};
 use sass::{Loop, Width};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const MODULES: [&str; 3] = ["blake3", "fingerprint", "probe"];
 
@@ -225,6 +225,7 @@ fn resources(said: &str, assembler: &'static str, chip: u32) -> Result<Vec<Built
 mod tests {
     use super::*;
     use sha2::{Digest, Sha256};
+    use std::path::PathBuf;
 
     fn kernels() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels")

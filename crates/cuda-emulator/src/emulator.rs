@@ -53,7 +53,7 @@ fn beside_this_program() -> Option<PathBuf> {
         .ancestors()
         .skip(1)
         .take(2)
-        .flat_map(|folder| [folder.join(FILE), folder.join("deps").join(FILE)])
+        .flat_map(|folder| [folder.join("deps").join(FILE), folder.join(FILE)])
         .find(|path| path.is_file())
 }
 
@@ -205,11 +205,12 @@ impl Drop for Emulator {
         }
         let report = self.report();
         self.configure(&Plan::default());
-        if self.checks && !std::thread::panicking() {
-            if let Some(complaint) = report.complaint() {
-                self.guard = None;
-                panic!("the emulator's ledger is not empty:\n{complaint}");
-            }
+        if self.checks
+            && !std::thread::panicking()
+            && let Some(complaint) = report.complaint()
+        {
+            self.guard = None;
+            panic!("the emulator's ledger is not empty:\n{complaint}");
         }
     }
 }

@@ -62,15 +62,15 @@ impl State {
         }
         let mut variables = HashMap::new();
         let mut mapped = Vec::new();
-        for (image, access) in [(parsed.globals(), 3), (parsed.constants(), 1)] {
-            if access == 1 && image.bytes.len() > 64 << 10 {
+        for (image, constant) in [(parsed.globals(), false), (parsed.constants(), true)] {
+            if constant && image.bytes.len() > 64 << 10 {
                 return Err(invalid(at_start("more than 64 KiB of .const".to_owned())));
             }
             if image.bytes.is_empty() {
                 continue;
             }
             let start = self
-                .map_image(device, &image.bytes, access)
+                .map_image(device, &image.bytes)
                 .map_err(|code| (code, at_start("no memory for the module's variables".to_owned())))?;
             mapped.push(start);
             variables.extend(image.places.into_iter().map(|(name, (at, bytes))| (name, (start + at, bytes))));
@@ -100,13 +100,13 @@ impl State {
         Ok(LoadedModule { origin: self.origin(device), kernels, variables, mapped })
     }
 
-    /// Memory of a module, filled.
-    fn map_image(&mut self, device: usize, bytes: &[u8], access: u8) -> Result<u64, u32> {
+    /// Memory of a module, filled. The host may write to constants too.
+    fn map_image(&mut self, device: usize, bytes: &[u8]) -> Result<u64, u32> {
         let location = Location { kind: 1, id: i32::try_from(device).unwrap_or(0) };
         let prop = AllocationProp { kind: 1, requested_handle_types: 0, location, win32: 0, flags: [0; 8] };
         let start = self.space.arena.take(bytes.len() as u64, 256)?;
         let id = self.new_piece(Kind::Module, device, bytes.len() as u64, prop)?;
-        self.map_piece(start, id, access);
+        self.map_piece(start, id, 3);
         let piece = &self.space.pieces[&id];
         // SAFETY: a piece of just that size, which nobody else uses yet.
         unsafe { super::abi::copy(piece.pages.host, bytes.as_ptr(), bytes.len()) };

@@ -53,7 +53,7 @@ impl Lowering {
 
     fn space(name: &str) -> Option<Space> {
         Some(match name {
-            // Variables of .const are in device memory of the module, mapped read-only.
+            // Variables of .const are in device memory of the module.
             "global" | "const" => Space::Global,
             "shared" | "shared::cta" => Space::Shared,
             "local" => Space::Local,

@@ -50,7 +50,7 @@ fn own(
     let (start, size) = match space {
         Space::Shared => (block.shared.as_mut_ptr(), block.shared.len()),
         Space::Local => {
-            let thread = warp.number() * super::lanes::LANES + lane;
+            let thread = warp.number as usize * super::lanes::LANES + lane;
             let first = thread * block.local_bytes;
             let Some(part) = block.local.get_mut(first..first + block.local_bytes) else { return Err(outside) };
             (part.as_mut_ptr(), part.len())

@@ -32,10 +32,7 @@ pub(super) fn map2<A: Copy, B: Copy, D: Copy + Default>(
 }
 
 #[inline(always)]
-fn map3<A: Copy>(a: &[A; LANES], b: &[A; LANES], c: &[A; LANES], f: impl Fn(A, A, A) -> A) -> [A; LANES]
-where
-    A: Default,
-{
+fn map3<A: Copy + Default>(a: &[A; LANES], b: &[A; LANES], c: &[A; LANES], f: impl Fn(A, A, A) -> A) -> [A; LANES] {
     let mut out = [A::default(); LANES];
     for lane in 0..LANES {
         out[lane] = f(a[lane], b[lane], c[lane]);

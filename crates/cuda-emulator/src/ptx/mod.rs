@@ -2,12 +2,15 @@
 
 mod access;
 mod access_lanes;
+mod arithmetic;
 mod exec;
 mod ir;
 mod lanes;
 mod lower;
+mod rare;
 mod select;
 mod text;
+mod tokens;
 mod view;
 mod warp;
 

@@ -10,7 +10,7 @@ use crate::report::Cause;
 fn gathered(warp: &Warp, named: u32, mask: u32) -> Result<(), Trap> {
     let here = lanes_of(mask).all(|lane| {
         let names = warp.narrow[named as usize][lane];
-        names >> lane & 1 == 1 && names & warp.alive() & !mask == 0
+        names >> lane & 1 == 1 && names & warp.lanes & !mask == 0
     });
     // Others of the named lanes are elsewhere and cannot come: the hardware would wait for ever, or answer anything.
     if here { Ok(()) } else { Err(Trap::new(Cause::Trap, 0)) }
@@ -22,14 +22,14 @@ pub(super) fn together(warp: &mut Warp, op: &Op, mask: u32) -> Result<(), Trap> 
         Op::WarpSync(named) => gathered(warp, named, mask),
         Op::Vote { what, d, p, negate, mask: named } => {
             gathered(warp, named, mask)?;
-            let holds = warp.predicate(p);
+            let holds = warp.predicates[p as usize];
             let holds = (if negate { !holds } else { holds }) & mask;
             let all = holds == mask;
             match what {
-                Vote::Ballot => warp.put(d, &[holds; LANES], mask),
-                Vote::All => warp.put_predicate(d, if all { mask } else { 0 }, mask),
-                Vote::Any => warp.put_predicate(d, if holds != 0 { mask } else { 0 }, mask),
-                Vote::Uniform => warp.put_predicate(d, if all || holds == 0 { mask } else { 0 }, mask),
+                Vote::Ballot => warp.set(d, &[holds; LANES], mask),
+                Vote::All => warp.set_predicate(d, if all { mask } else { 0 }, mask),
+                Vote::Any => warp.set_predicate(d, if holds != 0 { mask } else { 0 }, mask),
+                Vote::Uniform => warp.set_predicate(d, if all || holds == 0 { mask } else { 0 }, mask),
             }
             Ok(())
         }
@@ -58,9 +58,9 @@ pub(super) fn together(warp: &mut Warp, op: &Op, mask: u32) -> Result<(), Trap> 
                     valid |= 1 << lane;
                 }
             }
-            warp.put(d, &value, mask);
+            warp.set(d, &value, mask);
             if let Some(p) = p {
-                warp.put_predicate(p, valid, mask);
+                warp.set_predicate(p, valid, mask);
             }
             Ok(())
         }

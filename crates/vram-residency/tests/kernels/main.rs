@@ -52,6 +52,8 @@ fn lengths() -> Vec<usize> {
     let mut random = Random::new("lengths");
     lengths.extend((0..40).map(|_| random.below(70_000)));
     lengths.extend((0..6).map(|_| random.below(3 * MIB)));
+    lengths.sort_unstable();
+    lengths.dedup();
     lengths
 }
 

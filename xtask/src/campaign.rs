@@ -28,6 +28,25 @@ pub const CAMPAIGNS: &[Campaign] = &[
             env: &[("AUDIT_LOGGING_KILLS", "20000")],
         },
     },
+    Campaign {
+        name: "cuda",
+        help: "every bit of 64 KiB on an emulated GPU; every driver call of a shard's life failing",
+        does: Does::Tests {
+            args: &[
+                "test",
+                "-p",
+                "vram-residency",
+                "--test",
+                "cuda_device",
+                "--test",
+                "cuda_faults",
+                "--",
+                "--ignored",
+                "--nocapture",
+            ],
+            env: &[],
+        },
+    },
     Campaign { name: "fuzz", help: "30 minutes of each fuzz target", does: Does::Fuzz(30 * 60) },
 ];
 

@@ -107,7 +107,7 @@ fn a_failing_driver_call_leaves_nothing_behind() {
     every(17);
 }
 
-/// `cargo test --release -p vram-residency --test cuda_faults -- --ignored --nocapture`
+/// All of them: `cargo xtask campaign cuda`.
 #[test]
 #[ignore = "minutes: every call of a life"]
 fn every_failing_driver_call_leaves_nothing_behind() {

@@ -229,6 +229,7 @@ fn the_policy_decides_before_a_shard_exists() {
         let answer = manager.seal_model(id("shard"), "model", b"weights");
         let Err(error @ Error::Policy { .. }) = answer else { panic!("{answer:?}") };
         assert!(error.is_fatal() && !error.is_integrity());
+        manager.trail().flush(std::time::Duration::from_secs(30)).unwrap();
         let recorded = events(&log);
         let violation = recorded.iter().find(|event| event["event"] == "PolicyViolation").unwrap();
         assert_eq!(violation["severity"], "critical");

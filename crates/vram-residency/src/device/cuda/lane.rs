@@ -1,7 +1,7 @@
 //! A lane: a stream and the buffers that a scan needs, made once, so that a scan allocates nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -9,10 +9,14 @@ use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuff
 use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
 use crate::digest::{BLOCK_BYTES, BlockValue};
 
-/// Segments of the launch by which the variants are compared: all of them about the same bytes, so that the whole device has
-/// work without much memory.
-const TRIAL_SEGMENTS: u32 = 16;
+/// Blocks of the launches by which the variants are compared, one size after the other: the last one gives every part of a
+/// data-centre GPU work. On a device so slow that a size took this long, the larger ones are left out.
+const TRIAL_BLOCKS: [usize; 3] = [1, 16, 128];
 const TRIAL_ROUNDS: usize = 3;
+const TRIAL_ENOUGH: Duration = Duration::from_millis(10);
+
+/// Most segments of a launch: those of a trial where the lane has scratch memory for a single block.
+const MOST_SEGMENTS: usize = 128;
 
 /// What one scan at a time uses.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub(super) struct Lane {
 impl Lane {
     fn new(context: &Arc<Context>, blocks: usize) -> Result<Self, CudaError> {
         let bytes = |each: usize| blocks.saturating_mul(each);
-        let table = SEGMENT_BYTES.saturating_mul(TRIAL_SEGMENTS as usize);
+        let table = SEGMENT_BYTES.saturating_mul(MOST_SEGMENTS);
         Ok(Self {
             stream: Stream::new(context)?,
             began: Event::new(context)?,
@@ -173,32 +177,36 @@ impl Lanes {
     /// Measures both variants on scratch memory and says which is faster on this device; the plain one where they are equal.
     pub(super) fn faster(&self, kernels: &Kernels) -> Result<HashVariant, CudaError> {
         let (mut lane, other) = (self.first.lock(), self.second.lock());
-        let region_bytes = other.scratch.bytes() as u64;
-        // As many of the same blocks again and again as there is room for values.
-        let blocks = region_bytes.div_ceil(BLOCK_BYTES).max(1);
-        let fits = (lane.blocks as u64).checked_div(blocks).unwrap_or(1).clamp(1, TRIAL_SEGMENTS.into());
-        let segments: Vec<_> = (1..=fits)
-            .map(|number| Segment {
-                address: other.scratch.start(),
-                region_bytes,
-                first_block: 0,
-                end: number.saturating_mul(blocks),
-            })
-            .collect();
-        let all = usize::try_from(fits.saturating_mul(blocks)).unwrap_or(1);
         let mut best = [Duration::MAX; 2];
-        // The first round warms up.
-        for round in 0..=TRIAL_ROUNDS {
-            for (variant, best) in HashVariant::ALL.into_iter().zip(&mut best) {
-                // SAFETY: the other lane's scratch memory is readable, and locked; the blocks are no more than fit.
-                let took = unsafe { lane.launch(kernels, variant, &segments, all) }?;
-                if round > 0 {
-                    *best = took.min(*best);
+        let most = lane.blocks;
+        for blocks in TRIAL_BLOCKS.into_iter().filter(|blocks| *blocks <= most) {
+            let began = Instant::now();
+            let segments = trial(&other.scratch, blocks as u64);
+            best = [Duration::MAX; 2];
+            // The first round warms up.
+            for round in 0..=TRIAL_ROUNDS {
+                for (variant, best) in HashVariant::ALL.into_iter().zip(&mut best) {
+                    // SAFETY: the other lane's scratch memory is readable, and locked; the lane has room for the blocks.
+                    let took = unsafe { lane.launch(kernels, variant, &segments, blocks) }?;
+                    if round > 0 {
+                        *best = took.min(*best);
+                    }
                 }
+            }
+            if began.elapsed() > TRIAL_ENOUGH {
+                break;
             }
         }
         let [plain, mad] = best;
-        tracing::debug!(?plain, ?mad, blocks = all, "hash variants measured");
+        tracing::debug!(?plain, ?mad, "hash variants measured");
         Ok(if mad < plain { HashVariant::Mad } else { HashVariant::Plain })
     }
+}
+
+/// So many blocks of scratch memory, the same ones again and again.
+fn trial(scratch: &DeviceBuffer, blocks: u64) -> Vec<Segment> {
+    let (address, region_bytes) = (scratch.start(), scratch.bytes() as u64);
+    let each = region_bytes.div_ceil(BLOCK_BYTES).max(1);
+    let ends = (1..=blocks.div_ceil(each)).map(|number| number.saturating_mul(each).min(blocks));
+    ends.map(|end| Segment { address, region_bytes, first_block: 0, end }).collect()
 }

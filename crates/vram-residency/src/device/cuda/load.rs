@@ -244,13 +244,13 @@ impl<'a> Filling<'a> {
     }
 
     fn finish(&self, results: &mut [u8]) -> Result<(), CudaError> {
-        // A context that is lost does nothing any more that would have to be waited for.
-        let _current = self.loader.context.enter()?;
+        // Whatever comes of that, what was begun is waited for.
+        let entered = self.loader.context.enter();
         let copied = self.loader.copy.wait("copy to the GPU");
         // SAFETY: as long as the values, which are written by what is before it in the stream; it is waited for.
         let asked = unsafe { self.loader.hash.copy_to_host(results.as_mut_ptr(), self.values.start(), results.len()) };
         let hashed = self.loader.hash.wait("hash resident bytes");
-        copied.and(asked).and(hashed)
+        entered.map(drop).and(copied).and(asked).and(hashed)
     }
 }
 

@@ -54,7 +54,7 @@ impl Context {
     pub(in crate::device::cuda) fn enter(&self) -> Result<Current<'_>, CudaError> {
         match self.lost.load(Ordering::Acquire) {
             0 => self.push(),
-            lost => Err(self.driver.error("answer at all, as it was lost before", lost)),
+            lost => Err(self.driver.lost("answer, and it was lost before that", lost)),
         }
     }
 
@@ -71,6 +71,14 @@ impl Context {
             tracing::error!(device = self.device, step, code = answer, "the GPU's context is dead");
         }
         self.driver.check(step, answer)
+    }
+
+    /// Nothing on the device is used any more from now on, as nobody can tell what it still does.
+    pub(super) fn give_up(&self, step: &'static str, error: &CudaError) -> CudaError {
+        let found = error.code().unwrap_or(code::OUT_OF_MEMORY);
+        let _ = self.lost.compare_exchange(0, found, Ordering::AcqRel, Ordering::Relaxed);
+        tracing::error!(device = self.device, step, %error, "the GPU's work cannot be waited for; the context is given up");
+        self.driver.lost(step, found)
     }
 
     /// Gives something back with a call that may fail. It is tried twice; what then stays is the driver's affair, ends with

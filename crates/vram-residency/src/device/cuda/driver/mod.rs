@@ -186,15 +186,24 @@ impl Driver {
     }
 
     fn error(&self, step: &'static str, found: types::Code) -> CudaError {
-        let name = self.describe(found, self.table.error_name);
-        let text = self.describe(found, self.table.error_text);
         if found == code::OUT_OF_MEMORY {
             CudaError::OutOfMemory { step }
         } else if error::is_sticky(found) {
-            CudaError::Lost { step, code: found, name, text }
+            self.lost(step, found)
         } else {
+            let (name, text) = self.words(found);
             CudaError::Refused { step, code: found, name, text }
         }
+    }
+
+    fn lost(&self, step: &'static str, found: types::Code) -> CudaError {
+        let (name, text) = self.words(found);
+        CudaError::Lost { step, code: found, name, text }
+    }
+
+    /// A result's name and text.
+    fn words(&self, found: types::Code) -> (Box<str>, Box<str>) {
+        (self.describe(found, self.table.error_name), self.describe(found, self.table.error_text))
     }
 
     /// A result in the driver's words.

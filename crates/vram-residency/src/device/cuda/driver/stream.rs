@@ -45,10 +45,21 @@ impl Stream {
     }
 
     /// Waits until all that was asked for is done.
+    ///
+    /// After an error as well: what is under way uses memory that its owner gives back next. Where it cannot be waited for,
+    /// the context is given up.
     pub(in crate::device::cuda) fn wait(&self, step: &'static str) -> Result<(), CudaError> {
-        // SAFETY: the stream is this value's.
-        let answer = unsafe { (self.context.driver.table.stream_synchronize)(self.raw) };
-        self.context.check(step, answer)
+        let ask = || {
+            // SAFETY: the stream is this value's.
+            let answer = unsafe { (self.context.driver.table.stream_synchronize)(self.raw) };
+            self.context.check(step, answer)
+        };
+        let first = ask();
+        if first.is_ok() {
+            return first;
+        }
+        ask().map_err(|error| self.context.give_up(step, &error))?;
+        first
     }
 
     /// What is asked for from now on waits for a mark in another stream.

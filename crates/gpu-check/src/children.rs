@@ -51,10 +51,9 @@ pub(crate) fn run(cli: &Cli) -> Result<bool> {
     };
     for plan in ALL.iter().filter(|plan| cli.only.is_empty() || cli.only.iter().any(|name| name == plan.name)) {
         let left = budget.saturating_sub(began.elapsed());
-        eprintln!("{} …", plan.title);
         let mut section = one(cli, plan, left, &mut report)?;
         section.figures.iter_mut().for_each(|figure| figure.judge(report.card()));
-        eprint!("{}", section.shown());
+        eprintln!("{}: {:?} in {:.1} s", plan.title, section.status, section.seconds);
         report.sections.push(section);
         report.save(&out)?;
     }
@@ -148,4 +147,57 @@ fn stop(child: &mut Child, finished: bool) {
         let _ = kill_process_group(group, Signal::KILL);
     }
     let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Figure;
+
+    fn empty() -> (Section, Report) {
+        let section = Section {
+            name: "a",
+            title: "a",
+            status: Status::Skipped,
+            seconds: 0.0,
+            error: None,
+            figures: Vec::new(),
+            tables: Vec::new(),
+        };
+        let (started, sections) = (String::new(), Vec::new());
+        (section, Report { tool: "", version: "", started, emulated: None, device: None, small: true, sections })
+    }
+
+    #[test]
+    fn what_a_section_said_before_it_hung_or_died_is_kept() {
+        let line = serde_json::to_string(&Line::Figure(Figure::of("a", "GB/s", 1.5, None))).unwrap();
+        for hangs in [true, false] {
+            let (mut section, mut report) = empty();
+            let (to, lines) = channel();
+            to.send(line.clone()).unwrap();
+            to.send("not a line of ours".to_owned()).unwrap();
+            let held = hangs.then_some(to);
+            let until = Instant::now() + Duration::from_millis(100);
+            let ended = listen(&lines, until, &mut section, &mut report);
+            assert_eq!(ended, if hangs { Status::TimedOut } else { Status::Failed });
+            assert_eq!(section.figures.len(), 1);
+            drop(held);
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_not_end_is_ended_with_its_children() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!; sleep 1000"]).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().unwrap();
+        let grandchild = read(&mut child).recv_timeout(Duration::from_secs(10)).unwrap();
+        stop(&mut child, false);
+        let gone =
+            || std::fs::read_to_string(format!("/proc/{grandchild}/stat")).map_or(true, |stat| stat.contains(") Z"));
+        let until = Instant::now() + Duration::from_secs(10);
+        while !gone() {
+            assert!(Instant::now() < until, "{grandchild} still runs");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }

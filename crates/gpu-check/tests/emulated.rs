@@ -5,12 +5,17 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use cuda_emulator::{Fault, Plan};
 use serde_json::Value;
 
-fn check(out: &Path, arguments: &[&str]) -> Output {
+fn command(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vram-gpu-check"));
-    command.arg("--out").arg(out).arg("--disk").arg(out).args(arguments);
-    command.output().unwrap()
+    command.arg("--out").arg(out).arg("--disk").arg(out);
+    command
+}
+
+fn check(out: &Path, arguments: &[&str]) -> Output {
+    command(out).args(arguments).output().unwrap()
 }
 
 fn report(out: &Path) -> Value {
@@ -69,6 +74,24 @@ fn a_machine_without_a_driver_is_told_why_nothing_ran() {
         assert_eq!((&section["status"], section["figures"].as_array().unwrap().len()), (&Value::from("failed"), 0));
         assert!(section["error"].as_str().unwrap().contains("no NVIDIA driver library was found"), "{section}");
     }
+}
+
+/// Compiling works, the first launch kills the context.
+#[test]
+fn a_section_that_fails_keeps_what_it_said_and_stops_no_other() {
+    let out = tempfile::tempdir().unwrap();
+    let plan = Plan::default().fault(Fault::fail_once("cuLaunchKernel", 1, 719));
+    let library = cuda_emulator::library();
+    let mut command = command(out.path());
+    command.args(["--small", "--only", "facts,kernels,writes", "--library"]).arg(library);
+    let output = command.env("CUDA_EMULATOR_PLAN", serde_json::to_string(&plan).unwrap()).output().unwrap();
+    assert!(!output.status.success());
+    let report = report(out.path());
+    let status = |index: usize| report["sections"][index]["status"].as_str().unwrap();
+    assert_eq!((status(0), status(1), status(2)), ("ok", "failed", "ok"), "{report:#}");
+    let kernels = &report["sections"][1];
+    assert!(kernels["error"].as_str().unwrap().contains("719"), "{kernels}");
+    assert_eq!(kernels["figures"].as_array().unwrap().len(), 3, "the times of compiling");
 }
 
 #[test]

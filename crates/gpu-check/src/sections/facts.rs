@@ -54,8 +54,10 @@ fn memories(bench: &Bench<'_>) -> Result<()> {
             Ok(memory) => {
                 add(name, bench.gpu.statements(&memory)?);
                 if kind == MemoryKind::Virtual {
-                    memory.set_writable(false)?;
-                    add("cuMemCreate, read-only", bench.gpu.statements(&memory)?);
+                    match memory.set_writable(false) {
+                        Ok(()) => add("cuMemCreate, read-only", bench.gpu.statements(&memory)?),
+                        Err(error) => refused.push(vec![String::from("cuMemCreate, read-only"), error.to_string()]),
+                    }
                 }
             }
             Err(error) => refused.push(vec![name.to_owned(), error.to_string()]),

@@ -52,7 +52,7 @@ fn from_disk(bench: &Bench<'_>, device: &CudaDevice) -> Result<()> {
     // Once only: what is read is in the page cache afterwards.
     let cold = forget(&file).and_then(|()| load(device, bytes, &OnDisk(file.try_clone()?)));
     let rate = |seconds: f64| bytes as f64 / seconds / 1e9;
-    let name = format!("load of {} from disk, after the kernel was asked to forget the file", shown(bytes));
+    let name = format!("load of {} from disk, page cache emptied", shown(bytes));
     match cold {
         Ok(took) => bench.sink.timed(&name, "GB/s", rate(took.as_secs_f64()), None),
         Err(error) => bench.sink.missing(&name, "GB/s", &format!("not measured: {error:#}")),

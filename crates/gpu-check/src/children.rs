@@ -122,7 +122,10 @@ fn listen(lines: &Receiver<String>, until: Instant, section: &mut Section, repor
                 report.emulated = Some(emulated);
             }
             Ok(Line::Figure(figure)) => section.figures.push(figure),
-            Ok(Line::Table(table)) => section.tables.push(table),
+            Ok(Line::Table(table)) => match section.tables.iter_mut().find(|known| known.title == table.title) {
+                Some(known) => known.rows.extend(table.rows),
+                None => section.tables.push(table),
+            },
             Ok(Line::End { error: None }) => return Status::Ok,
             Ok(Line::End { error }) => {
                 section.error = error;

@@ -12,7 +12,7 @@ pub(crate) enum Line {
     Device { facts: serde_json::Value, emulated: bool },
     /// One figure.
     Figure(Figure),
-    /// One table.
+    /// A table, or more rows of the table with that title.
     Table(Table),
     /// The end; without it the section did not get there.
     End { error: Option<String> },
@@ -63,6 +63,7 @@ impl Sink {
         self.say(&Line::Figure(figure));
     }
 
+    /// A table; a second one with the same title adds its rows to the first.
     pub(crate) fn table(&self, title: &str, columns: &[&str], rows: Vec<Vec<String>>) {
         let columns = columns.iter().map(ToString::to_string).collect();
         self.say(&Line::Table(Table { title: title.to_owned(), columns, rows }));

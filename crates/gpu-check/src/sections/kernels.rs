@@ -1,7 +1,7 @@
 //! Each kernel over one large memory, beside a plain read and a copy of the same memory.
 
 use anyhow::{Result, ensure};
-use vram_residency::device::cuda_measure::{Kernels, Kind, MemoryKind, Sweep};
+use vram_residency::device::cuda_measure::{Kernels, Kind, Memory, MemoryKind, Sweep};
 use vram_residency::digest::{BLOCK_BYTES, block_count, block_value};
 
 use super::{Bench, GIB, MIB, median, rounds, shown};
@@ -39,7 +39,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let memory = bench.gpu.allocate(MemoryKind::Virtual, bytes)?;
     let pattern = random(bench.size(64 * MIB, MIB), "sweep");
     bench.gpu.spread(&memory, bytes, &pattern)?;
-    right(bench, &kernels, &memory, &pattern, &key)?;
+    right(bench, &kernels, (&memory, bytes), &pattern, &key)?;
 
     let rate = |seconds: f64, times: f64| bytes as f64 * times / seconds / 1e12;
     let mut best_read = 0.0_f64;
@@ -76,13 +76,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// One kernel at every size of launches; the best rate in TB/s.
-fn launches(
-    bench: &Bench<'_>,
-    kernels: &Kernels,
-    memory: &vram_residency::device::cuda_measure::Memory,
-    name: &str,
-    sweep: Sweep<'_>,
-) -> Result<f64> {
+fn launches(bench: &Bench<'_>, kernels: &Kernels, memory: &Memory, name: &str, sweep: Sweep<'_>) -> Result<f64> {
     let mut best = 0.0_f64;
     for launch_blocks in bench.size(&[64_u32, 128, 256, 512, 1024, 2048, 4096][..], &[2]) {
         let sweep = Sweep { launch_blocks: *launch_blocks, ..sweep };
@@ -104,7 +98,7 @@ fn launches(
 fn right(
     bench: &Bench<'_>,
     kernels: &Kernels,
-    memory: &vram_residency::device::cuda_measure::Memory,
+    (memory, bytes): (&Memory, u64),
     pattern: &[u8],
     key: &[u32; nh::KEY_WORDS],
 ) -> Result<()> {
@@ -120,7 +114,7 @@ fn right(
     let (_, tiles) = kernels.sweep(gpu, memory, sweep)?;
     ensure!(tiles == nh::tiles(key, small, 0..1), "the fingerprint's tiles are wrong");
     compared += 1;
-    let (bytes, launch_blocks) = (memory.bytes(), bench.size(4096, 2));
+    let launch_blocks = bench.size(4096, 2);
     let blocks = block_count(bytes);
     for kind in [Kind::Plain, Kind::Mad] {
         let (_, values) = kernels.sweep(gpu, memory, Sweep { kind, key: None, bytes, launch_blocks })?;

@@ -33,7 +33,7 @@ pub(crate) const ALL: [Plan; 7] = [
     Plan { name: "kernels", title: "Speed of each kernel", seconds: 100, run: kernels::run },
     Plan { name: "verify", title: "A whole verification", seconds: 90, run: verify::run },
     Plan { name: "correctness", title: "Conformance and correctness", seconds: 150, run: correctness::run },
-    Plan { name: "writes", title: "Attempts to write into a sealed region", seconds: 80, run: writes::run },
+    Plan { name: "writes", title: "Attempts to write into a sealed region", seconds: 120, run: writes::run },
     Plan { name: "load", title: "Loading", seconds: 90, run: load::run },
     Plan { name: "interference", title: "A scan beside other work", seconds: 80, run: interference::run },
 ];
@@ -55,9 +55,11 @@ impl Bench<'_> {
         if self.cli.small { small } else { full }
     }
 
-    /// A size in whole blocks: what is wanted, or as much as fits `share` times into nine tenths of what is free.
+    /// A size in whole blocks: what is wanted, or as much as fits `share` times into what is free, less a third of it or
+    /// 2 GiB for the device's own buffers and headroom.
     pub(crate) fn fits(&self, full: u64, small: u64, share: u64) -> u64 {
-        let room = self.facts.free_bytes / 10 * 9 / share.max(1);
+        let free = self.facts.free_bytes;
+        let room = (free - (free / 3).min(2 * GIB)) / share.max(1);
         self.size(full, small).min(room) / MIB * MIB
     }
 

@@ -26,14 +26,14 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let moto = moto(ctx)?;
     // Built before anything runs: two processors are not enough for both.
     let mut build = ctx.cargo();
-    run(build.args(["test", "-p", "audit-replication", "--test", "s3", "--no-run"]))?;
+    run(build.args(["test", "--workspace", "--test", "s3", "--no-run"]))?;
     let begun = Instant::now();
     let ceph = Ceph::start(ctx)?;
     let ready = begun.elapsed().as_secs_f64();
     say(&format!("ceph answers at {} after {ready:.1} s", ceph.endpoint));
     let mut count = Count::default();
     let mut test = ctx.cargo();
-    test.args(["test", "-p", "audit-replication", "--test", "s3", "--", "--nocapture", "distributed"]);
+    test.args(["test", "--workspace", "--test", "s3", "--", "--nocapture", "distributed"]);
     with_credentials(&mut test).env("VRAM_TEST_MOTO", moto).env("VRAM_REQUIRE_STORES", "1");
     test.env("VRAM_TEST_CEPH", &ceph.home).env("VRAM_TEST_CEPH_ENDPOINT", &ceph.endpoint);
     count.run(&mut test)?;

@@ -24,7 +24,8 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let b3sum = tools::b3sum(ctx)?;
     let model = fetch(ctx)?;
     let mut test = ctx.cargo();
-    test.args(["test", "-p", "vram", "--test", "real_model"]).args(&args.pass);
+    // The whole workspace, as step `unit` does: other features would compile everything once more.
+    test.args(["test", "--workspace", "--test", "real_model"]).args(&args.pass);
     // With VRAM_REQUIRE_MODEL the test fails where it would otherwise be skipped: CI must not pass by falling back.
     test.env("VRAM_TEST_MODEL", &model).env("VRAM_TEST_B3SUM", &b3sum).env("VRAM_REQUIRE_MODEL", "1");
     let mut count = Count::default();

@@ -19,7 +19,7 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let witness = witness(ctx)?;
     let mut count = Count::default();
     let mut test = ctx.cargo();
-    test.args(["test", "-p", "audit-replication", "--test", "s3", "--test", "witness", "--", "--nocapture"]);
+    test.args(["test", "--workspace", "--test", "s3", "--test", "witness", "--", "--nocapture"]);
     test.args(["--skip", "distributed"]);
     with_credentials(&mut test).env("VRAM_TEST_MOTO", &moto).env("VRAM_TEST_WITNESS", &witness);
     count.run(test.env("VRAM_REQUIRE_STORES", "1"))?;

@@ -11,7 +11,7 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     args.finish()?;
     let python = tools::signing_python(ctx)?;
     let mut test = ctx.cargo();
-    test.args(["test", "-p", "vram", "--test", "signing"]).args(&args.pass);
+    test.args(["test", "--workspace", "--test", "signing"]).args(&args.pass);
     // With VRAM_REQUIRE_SIGNING the tests fail where they would otherwise be skipped: CI must not pass by falling back.
     test.env("VRAM_TEST_SIGNING_PYTHON", &python).env("VRAM_REQUIRE_SIGNING", "1");
     let mut count = Count::default();

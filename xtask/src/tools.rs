@@ -49,7 +49,7 @@ impl CargoTool {
         if self.hasty {
             install.env("CARGO_PROFILE_RELEASE_LTO", "off");
             install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-            install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+            install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0");
         }
         run(&mut install).with_context(|| format!("{} {} was not installed", self.name, self.version))?;
         if !self.is_pinned(&own) {

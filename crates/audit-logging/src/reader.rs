@@ -225,6 +225,17 @@ pub fn records_on(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Records, ReadError> {
     Ok(Records { vfs, dir: dir.to_owned(), walk, ready: VecDeque::new() })
 }
 
+/// Walks the records of the last `segments` segment files that hold any, oldest first: the end of a log that may be long. What
+/// comes before is not read and not judged.
+///
+/// # Errors
+/// As [`records`].
+pub fn tail(dir: &Path, segments: usize) -> Result<Records, ReadError> {
+    let mut records = records(dir)?;
+    records.walk.keep_last(segments);
+    Ok(records)
+}
+
 /// The iterator behind [`records`]. Holds one segment's records in memory.
 #[derive(Debug)]
 pub struct Records {

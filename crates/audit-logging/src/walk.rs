@@ -234,6 +234,18 @@ impl Walk {
         self.floor = None;
     }
 
+    /// Gives up all but the last so many segments that were begun, before anything was read.
+    pub(crate) fn keep_last(&mut self, segments: usize) {
+        let begun = |part: &Part| matches!(part, Part::Segment(expect, _) if !expect.fresh);
+        let begun: Vec<usize> =
+            self.parts.iter().enumerate().filter(|(_, part)| begun(part)).map(|(at, _)| at).collect();
+        let first = begun.len().checked_sub(segments).and_then(|at| begun.get(at)).copied().unwrap_or(0);
+        if first > 0 {
+            self.parts.drain(..first);
+            (self.last_seq, self.floor) = (None, None);
+        }
+    }
+
     /// Where the log begins, if it was pruned; before anything was read.
     pub(crate) fn floor(&self) -> Option<&Floor> {
         self.floor.as_ref()

@@ -73,6 +73,31 @@ fn records_come_back_verbatim_in_order_across_segments_and_runs() {
 }
 
 #[test]
+fn the_end_of_a_long_log_is_read_without_the_rest() {
+    let scratch = disk_dir("tail");
+    let dir = scratch.path().join("log");
+    let log = AuditLog::open(&dir, options()).unwrap();
+    for n in 0..900 {
+        assert!(log.emit(Severity::Routine, &leaf(n, 400)).seq().is_some());
+    }
+    assert!(log.close(WAIT).seq().is_some());
+    let all = records(&dir);
+    let segments = all.last().unwrap().segment - all[0].segment + 1;
+    assert!(segments > 4, "{segments}");
+    // The first file is not even looked into: what is wrong there is not told.
+    let first = dir.join(format!("segment-{:012}.wal", all[0].segment));
+    let length = std::fs::metadata(&first).unwrap().len();
+    std::fs::write(&first, vec![0xff; length as usize]).unwrap();
+    for count in [1, 2, 3] {
+        let tail: Vec<Record> = reader::tail(&dir, count as usize).unwrap().map(Result::unwrap).collect();
+        let from = all.last().unwrap().segment + 1 - count;
+        assert!(all.iter().filter(|record| record.segment >= from).eq(&tail), "the last {count} files");
+    }
+    assert!(reader::tail(&dir, 1000).unwrap().any(|record| record.is_err()), "more than there are: all");
+    assert!(reader::tail(&scratch.path().join("nowhere"), 1).is_err());
+}
+
+#[test]
 fn one_directory_has_one_writer() {
     let scratch = disk_dir("lock");
     let dir = scratch.path().join("log");

@@ -67,6 +67,7 @@ pub mod digest;
 mod error;
 mod freshness;
 pub mod handout;
+pub mod json;
 mod loader;
 mod manager;
 pub mod metrics;

@@ -1,6 +1,8 @@
 //! Model signatures made by somebody else's program, and what is left of them after a byte was changed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, Engine as _};
+use serde_json::{Value, json};
 use vram_residency::approval::{Form, Manifest, ManifestError, SignerKey, hash_like};
 use vram_residency::digest::Expected;
 
@@ -77,11 +79,132 @@ fn a_bundle_is_refused_without_its_key_and_beyond_what_is_understood() {
         ("{\"mediaType\"", "{\"mediaType\":\"\",\"mediaType\""),
         ("\"keyid\":\"\"", "\"keyid\":\"x\""),
         ("\"publicKey\":{\"hint\"", "\"publicKey\":{\"rawBytes\":\"\",\"hint\""),
+        ("{\"publicKey\"", "{\"more\":0,\"publicKey\""),
+        ("\"payloadType\"", "\"payload\":\"\",\"payloadType\""),
+        ("{\"sig\"", "{\"cert\":\"\",\"sig\""),
+        // The same letter, written otherwise.
+        ("\"payload\"", "\"p\\u0061yload\""),
+        ("application/vnd.in-toto", "application\\/vnd.in-toto"),
+        (key.id().to_string().as_str(), key.id().to_string().to_uppercase().as_str()),
     ] {
         assert!(text.contains(from), "{from}");
-        assert!(matches!(read(&text.replace(from, to)), Err(ManifestError::Bundle { .. })), "{to}");
+        assert!(
+            matches!(read(&text.replace(from, to)), Err(ManifestError::Bundle { .. } | ManifestError::Json { .. })),
+            "{to}"
+        );
     }
     assert!(read(&(text.clone() + "{}")).is_err(), "nothing may follow");
     assert_eq!(Manifest::parse(b"", None, None).unwrap_err(), ManifestError::Empty);
     assert!(SignerKey::from_pem("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n").is_err());
+}
+
+/// The parts of a bundle: its fields, by which every way to write it can be tried.
+fn parts(bundle: &[u8]) -> (Value, Vec<u8>, Vec<u8>) {
+    let whole: Value = serde_json::from_slice(bundle).unwrap();
+    let decoded = |text: &Value| BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap();
+    let envelope = &whole["dsseEnvelope"];
+    let (payload, signature) = (decoded(&envelope["payload"]), decoded(&envelope["signatures"][0]["sig"]));
+    (whole, payload, signature)
+}
+
+#[test]
+fn no_object_of_a_bundle_may_be_a_list_of_its_values() {
+    let (bundle, key) = (signed("p256-sha256.sig"), key("p256-sha256.pub"));
+    let (whole, ..) = parts(&bundle);
+    let values = |object: &Value, names: &[&str]| names.iter().map(|name| object[*name].clone()).collect::<Vec<_>>();
+    for (at, names) in [
+        ("", &["mediaType", "verificationMaterial", "dsseEnvelope"][..]),
+        ("/verificationMaterial", &["publicKey", "tlogEntries"]),
+        ("/verificationMaterial/publicKey", &["hint"]),
+        ("/dsseEnvelope", &["payload", "payloadType", "signatures"]),
+        ("/dsseEnvelope/signatures/0", &["sig", "keyid"]),
+    ] {
+        let mut changed = whole.clone();
+        let object = changed.pointer_mut(at).unwrap();
+        *object = values(object, names).into();
+        // A list at the top is taken for no bundle at all.
+        let read = Manifest::parse(changed.to_string().as_bytes(), Some(&key), None);
+        assert!(matches!(read, Err(ManifestError::Json { .. } | ManifestError::Unsigned)), "{at}: {read:?}");
+    }
+}
+
+#[test]
+fn base64_has_one_form_and_a_signature_two_values() {
+    for kind in KINDS {
+        let (bundle, key) = (signed(&format!("{kind}.sig")), key(&format!("{kind}.pub")));
+        let (whole, payload, signature) = parts(&bundle);
+        let good = Manifest::parse(&bundle, Some(&key), None).unwrap();
+        let with = |payload: String, signature: String| {
+            let mut changed = whole.clone();
+            changed["dsseEnvelope"]["payload"] = payload.into();
+            changed["dsseEnvelope"]["signatures"][0]["sig"] = signature.into();
+            Manifest::parse(changed.to_string().as_bytes(), Some(&key), None)
+        };
+        let plain = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        assert!(with(plain(&payload), plain(&signature)).is_ok());
+        for other in [
+            format!("{} ", plain(&payload)),
+            plain(&payload).trim_end_matches('=').to_owned() + "===",
+            plain(&payload) + "AAAA",
+        ] {
+            assert!(with(other.clone(), plain(&signature)).is_err(), "{kind}: {other}");
+        }
+        for other in [BASE64_STANDARD_NO_PAD.encode(&signature), BASE64_URL_SAFE.encode(&signature)] {
+            assert!(other == plain(&signature) || with(plain(&payload), other.clone()).is_err(), "{kind}: {other}");
+        }
+        // Both (r, s) and (r, n-s) are signatures of the same text, and model-signing makes either.
+        let twin = if kind == "p256-sha256" {
+            let (r, s) = p256::ecdsa::Signature::from_der(&signature).unwrap().split_scalars();
+            p256::ecdsa::Signature::from_scalars(r, -s).unwrap().to_der().as_bytes().to_vec()
+        } else {
+            let (r, s) = p384::ecdsa::Signature::from_der(&signature).unwrap().split_scalars();
+            p384::ecdsa::Signature::from_scalars(r, -s).unwrap().to_der().as_bytes().to_vec()
+        };
+        assert_ne!(twin, signature);
+        let read = with(plain(&payload), plain(&twin)).unwrap();
+        let named = |manifest: &Manifest| {
+            manifest.names().map(|name| (name.to_owned(), manifest.get(name))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (named(&read), read.signer()),
+            (named(&good), good.signer()),
+            "the same is approved by the same key"
+        );
+        assert_ne!(read.digest(), good.digest(), "and what is on record shows that it is another file");
+        // The same number, written with a zero in front: no DER.
+        let mut longer = signature.clone();
+        longer[1] += 1;
+        longer[3] += 1;
+        longer.insert(4, 0);
+        assert!(with(plain(&payload), plain(&longer)).is_err(), "{kind}");
+    }
+}
+
+#[test]
+fn what_may_be_written_otherwise_changes_what_is_on_record_and_nothing_else() {
+    let (bundle, key) = (signed("p256-sha256.sig"), key("p256-sha256.pub"));
+    let good = Manifest::parse(&bundle, Some(&key), None).unwrap();
+    let (whole, ..) = parts(&bundle);
+    let mut short = whole.clone();
+    short["verificationMaterial"].as_object_mut().unwrap().remove("tlogEntries");
+    short["dsseEnvelope"]["signatures"][0].as_object_mut().unwrap().remove("keyid");
+    let other_order = json!({
+        "dsseEnvelope": whole["dsseEnvelope"],
+        "verificationMaterial": whole["verificationMaterial"],
+        "mediaType": whole["mediaType"],
+    });
+    let text = String::from_utf8(bundle.clone()).unwrap();
+    for other in [
+        serde_json::to_string_pretty(&whole).unwrap(),
+        format!(" {text}\r\n\t"),
+        short.to_string(),
+        serde_json::to_string(&other_order).unwrap(),
+    ] {
+        assert_ne!(other, text);
+        let read =
+            Manifest::parse(other.as_bytes(), Some(&key), None).unwrap_or_else(|error| panic!("{error}: {other}"));
+        assert!(read.names().eq(good.names()) && read.names().all(|name| read.get(name) == good.get(name)));
+        assert_eq!(read.signer(), good.signer());
+        assert_ne!(read.digest(), good.digest());
+    }
 }

@@ -172,6 +172,9 @@ fn what_is_replayed_stale_or_of_another_key_or_policy_is_refused() {
     refused!(Refusal::UnknownKey { .. }, &|policy| policy.keys.clear(), None, now);
     let absent = Expected::Blake3(Digest::of(b"others"));
     refused!(Refusal::Digest { .. }, &|policy| policy.digests = vec![absent], None, now);
+    // Nobody can say that these are others: their SHA-256 is not known.
+    let sha256 = Expected::Sha256([1; 32]);
+    refused!(Refusal::NoSha256 { .. }, &|policy| policy.digests = vec![sha256, absent], None, now);
     refused!(Refusal::Missing { .. }, &|policy| policy.digests.push(absent), None, now);
     refused!(Refusal::Worker { .. }, &|policy| policy.workers.push("another".into()), None, now);
     refused!(

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use common::{small_gguf, small_safetensors, written};
 use tempfile::TempDir;
 use vram_residency::model::writer::TensorSpec;
-use vram_residency::model::{Dtype, Format, ModelError, ModelFile, discover, read_exact_at};
+use vram_residency::model::{Dtype, Format, ModelError, ModelFile, discover, find, read_exact_at};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -82,6 +82,27 @@ fn an_index_stands_for_its_shards() {
     // Another model beside it does not join in.
     fs::write(dir.path().join("other.safetensors"), shard(&["x"])).unwrap();
     assert_eq!(names(&discover(dir.path()).unwrap()), expected);
+}
+
+#[test]
+fn the_index_that_decided_is_kept_as_it_was_read() {
+    let dir = sharded(GOOD);
+    let path = dir.path().join(INDEX);
+    let bytes = fs::read(&path).unwrap();
+    for named in [dir.path(), &path] {
+        let found = find(named).unwrap();
+        fs::write(&path, b"another").unwrap();
+        let index = found.index.unwrap();
+        assert_eq!(
+            (index.path(), index.bytes()),
+            (path.as_path(), bytes.as_slice()),
+            "whoever approves it sees those bytes"
+        );
+        assert_eq!(found.files.len(), 2);
+        fs::write(&path, &bytes).unwrap();
+    }
+    let file = dir.path().join("model-00002-of-00002.safetensors");
+    assert!(find(&file).unwrap().index.is_none());
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Approvals: whether the files that are given are the ones that a manifest names.
 //!
 //! A directory must match exactly: every file in it is named, and every name is a file in it. Single files must be named;
-//! what else is named is told. Model files are compared while they become resident, all others here.
+//! what else is named is told. Model files are compared while they become resident, all others here; of an index, the
+//! bytes that decided which files make the model.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,17 +14,20 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 use vram_residency::approval::{
-    Algorithm, Approval, MAX_FILES, MAX_MANIFEST, Manifest, ManifestError, Remembered, SignerKey, hash_like,
+    Algorithm, Approval, Form, MAX_FILES, MAX_MANIFEST, Manifest, ManifestError, Remembered, SignerKey, hash_like,
 };
 use vram_residency::digest::{Digest, Expected};
+use vram_residency::model::ShardIndex;
 use vram_residency::{Error, VramManager};
 
 use crate::exit::Failure;
 use crate::jobs::{Job, name_of};
-use crate::state;
+use crate::small_file;
 
 /// Directories inside one another, at most.
 const DEEPEST: usize = 64;
+/// Bytes of a public key's text, at most.
+const MAX_KEY: u64 = 64 << 10;
 
 /// What was said about a manifest.
 #[derive(Debug, Clone, Default, Args)]
@@ -122,22 +126,7 @@ impl Source {
     /// Reads the manifest, if there is one. That it is refused is on record before this returns.
     pub(crate) fn open(&self, manager: &VramManager, audit_dir: &Path) -> Result<Option<Arc<Approver>>, Failure> {
         let Some(path) = &self.manifest else { return Ok(None) };
-        let shown = path.display();
-        let cannot = |what: &str, path: &Path, error: io::Error| {
-            let path = path.display();
-            Failure::new("file", format!("the {what} {path} cannot be read: {error}; check the path"))
-        };
-        let key = match &self.manifest_key {
-            None => None,
-            Some(file) => {
-                let text = read(file).map_err(|error| cannot("manifest key", file, error))?;
-                let key = SignerKey::from_pem(std::str::from_utf8(&text).unwrap_or_default());
-                Some(key.map_err(|error| Failure::new("key", format!("{}: {error}", file.display())))?)
-            }
-        };
-        let bytes = read(path).map_err(|error| cannot("manifest", path, error))?;
-        let algorithm = self.manifest_hash.or_else(|| hash_by_name(path));
-        match Manifest::parse(&bytes, key.as_ref(), algorithm) {
+        match self.read(path)? {
             Ok(manifest) => {
                 let remembered = match manifest.names().filter_map(|name| manifest.get(name)).any(is_sha256) {
                     true => manager.remembered(audit_dir),
@@ -145,10 +134,87 @@ impl Source {
                 };
                 Ok(Some(Arc::new(Approver { manifest, path: path.clone(), remembered })))
             }
-            // Nothing is wrong with the manifest: it was not said how to read it.
-            Err(error @ ManifestError::Algorithm { .. }) => Err(Failure::usage(format!("{shown}: {error}"))),
-            Err(error) => Err(refuse(manager, Some(Digest::of(&bytes)), &format!("{}: {error}", name_of(path)))),
+            Err((digest, refused)) => Err(refuse(manager, digest, &refused)),
         }
+    }
+
+    /// The manifest, or why it approves nothing, with the digest of its bytes. A failure where nobody can know that yet.
+    fn read(&self, path: &Path) -> Result<Result<Manifest, (Option<Digest>, Refused)>, Failure> {
+        let cannot = |what: &str, path: &Path, error: io::Error| {
+            let path = path.display();
+            Failure::new("file", format!("the {what} {path} cannot be read: {error}; check the path"))
+        };
+        let key = match &self.manifest_key {
+            None => None,
+            Some(file) => {
+                let text = small_file::read(file, MAX_KEY).map_err(|error| cannot("manifest key", file, error))?;
+                let key = SignerKey::from_pem(std::str::from_utf8(&text).unwrap_or_default());
+                Some(key.map_err(|error| Failure::new("key", format!("{}: {error}", file.display())))?)
+            }
+        };
+        let most = u64::try_from(MAX_MANIFEST).unwrap_or(u64::MAX);
+        let bytes = match small_file::read(path, most) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                let told = |to: To| format!("the manifest {} is too large: {error}; split it", to.path(path));
+                return Ok(Err((None, Refused::new(told))));
+            }
+            read => read.map_err(|error| cannot("manifest", path, error))?,
+        };
+        let algorithm = self.manifest_hash.or_else(|| hash_by_name(path));
+        match Manifest::parse(&bytes, key.as_ref(), algorithm) {
+            Ok(manifest) => Ok(Ok(manifest)),
+            // Nothing is wrong with the manifest: it was not said how to read it.
+            Err(error @ ManifestError::Algorithm { .. }) => Err(Failure::usage(format!("{}: {error}", path.display()))),
+            Err(error) => {
+                let refused = Refused::new(|to| match to {
+                    To::Person => format!("{}: {error}", to.path(path)),
+                    To::Record => format!("{}: {}", to.path(path), error.for_the_record()),
+                });
+                Ok(Err((Some(Digest::of(&bytes)), refused)))
+            }
+        }
+    }
+}
+
+/// Whom a sentence is for. Records are kept for as long as the log, and name no directories, which could name persons.
+#[derive(Debug, Clone, Copy)]
+enum To {
+    Person,
+    Record,
+}
+
+impl To {
+    /// A file's name below the model's directory, or its last part.
+    fn name(self, name: &str) -> String {
+        let name = match self {
+            Self::Person => name,
+            Self::Record => name.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default(),
+        };
+        name.replace(char::is_control, "\u{fffd}")
+    }
+
+    /// A file that was named on the command line or in the configuration.
+    fn path(self, path: &Path) -> String {
+        self.name(&name_of(path))
+    }
+
+    fn directory(self, path: &Path) -> String {
+        match self {
+            Self::Person => name_of(path),
+            Self::Record => "the directory".to_owned(),
+        }
+    }
+}
+
+/// Why something is not approved.
+struct Refused {
+    told: String,
+    recorded: String,
+}
+
+impl Refused {
+    fn new(words: impl Fn(To) -> String) -> Self {
+        Self { told: words(To::Person), recorded: words(To::Record) }
     }
 }
 
@@ -167,22 +233,34 @@ impl Approver {
                 let message = "--manifest is about one directory, or about files; name them in another run";
                 return Err(Failure::usage(message));
             }
-            files => self.approve_files(files, jobs),
+            _ => self.approve_files(jobs),
         };
-        outcome.map_err(|reason| {
-            let reason = format!("{reason}; nothing is loaded by the manifest {}", name_of(&self.path));
-            refuse(manager, Some(self.manifest.digest()), &reason)
+        outcome.map_err(|Refused { told, recorded }| {
+            let behind =
+                |words: &str, to: To| format!("{words}; nothing is loaded by the manifest {}", to.path(&self.path));
+            let refused = Refused { told: behind(&told, To::Person), recorded: behind(&recorded, To::Record) };
+            refuse(manager, Some(self.manifest.digest()), &refused)
         })
     }
 
-    fn approve_directory(self: &Arc<Self>, root: &Path, jobs: &mut [Job]) -> Result<Vec<String>, String> {
-        let found = self.files_below(root)?;
-        if let Some(missing) = self.manifest.names().find(|name| !found.contains(*name)) {
-            return Err(format!("the manifest names '{missing}', which is not in {}", name_of(root)));
+    fn approve_directory(self: &Arc<Self>, root: &Path, jobs: &mut [Job]) -> Result<Vec<String>, Refused> {
+        let below = |path: &Path| path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
+        let index = jobs.iter().find_map(|job| job.index.clone());
+        let index = index.map(|index| (below(index.path()), index));
+        if let Some((name, index)) = &index {
+            self.approve_index(index, name)?;
         }
-        let mut others = found;
+        let mut others = self.files_below(root)?;
+        if let Some(missing) = self.manifest.names().find(|name| !others.contains(*name)) {
+            let told =
+                |to: To| format!("the manifest names '{}', which is not in {}", to.name(missing), to.directory(root));
+            return Err(Refused::new(told));
+        }
+        if let Some((name, _)) = &index {
+            others.remove(name);
+        }
         for job in jobs {
-            let name = job.file.path().strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
+            let name = below(job.file.path());
             job.approved = Some(self.approved(&name)?);
             others.remove(&name);
         }
@@ -192,7 +270,7 @@ impl Approver {
         Ok(Vec::new())
     }
 
-    fn approve_files(self: &Arc<Self>, arguments: &[PathBuf], jobs: &mut [Job]) -> Result<Vec<String>, String> {
+    fn approve_files(self: &Arc<Self>, jobs: &mut [Job]) -> Result<Vec<String>, Refused> {
         let mut unused: BTreeSet<&str> = self.manifest.names().collect();
         let last_of = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         for job in &mut *jobs {
@@ -200,83 +278,117 @@ impl Approver {
             self.check_link(job.file.path(), &name)?;
             job.approved = Some(self.approved(&name)?);
             unused.remove(name.as_str());
-        }
-        // An index that led to the files is approved too, where it is named.
-        for argument in arguments {
-            let name = last_of(argument);
-            if unused.remove(name.as_str()) {
-                self.compare(argument, &name)?;
+            if let Some(index) = &job.index {
+                let name = last_of(index.path());
+                self.check_link(index.path(), &name)?;
+                self.approve_index(index, &name)?;
+                unused.remove(name.as_str());
             }
         }
         Ok(unused.into_iter().map(str::to_owned).collect())
     }
 
-    fn approved(self: &Arc<Self>, name: &str) -> Result<Approved, String> {
+    /// The bytes that decided which files make the model are those that are approved.
+    fn approve_index(&self, index: &ShardIndex, name: &str) -> Result<(), Refused> {
+        let Some(expected) = self.manifest.get(name) else {
+            let remedy = match self.manifest.form() {
+                Form::ModelSigning => "have it signed together with the model",
+                _ => "add its line to the list, from where you trust it",
+            };
+            return Err(Refused::new(|to| {
+                let (hint, name) = (self.hint(name, to), to.name(name));
+                format!(
+                    "'{name}' decides which files make the model, and the manifest does not name it{hint}; {remedy}"
+                )
+            }));
+        };
+        self.hold(expected, hash_like(expected, &mut index.bytes()), name)
+    }
+
+    fn approved(self: &Arc<Self>, name: &str) -> Result<Approved, Refused> {
         let expected = self.manifest.get(name).ok_or_else(|| self.unnamed(name))?;
         Ok(Approved { by: Arc::clone(self), expected })
     }
 
-    fn unnamed(&self, name: &str) -> String {
-        format!("the manifest does not name '{name}'{}", self.hint(name))
+    fn unnamed(&self, name: &str) -> Refused {
+        Refused::new(|to| format!("the manifest does not name '{}'{}", to.name(name), self.hint(name, to)))
     }
 
     /// The same file below a directory, as a list has it that was made outside.
-    fn hint(&self, name: &str) -> String {
+    fn hint(&self, name: &str, to: To) -> String {
         let longer = self.manifest.names().find(|other| other.strip_suffix(name).is_some_and(|dir| dir.ends_with('/')));
-        let hint = longer.map(|other| format!("; it names '{other}': make the list in the directory that is loaded"));
+        let hint = longer
+            .map(|other| format!("; it names '{}': make the list in the directory that is loaded", to.name(other)));
         hint.unwrap_or_default()
     }
 
     /// Compares a file that does not become resident.
-    fn compare(&self, path: &Path, name: &str) -> Result<(), String> {
+    fn compare(&self, path: &Path, name: &str) -> Result<(), Refused> {
         let expected = self.manifest.get(name).ok_or_else(|| self.unnamed(name))?;
-        let cannot = |error: io::Error| format!("'{name}' cannot be read: {error}");
-        let mut file = state::open_key(path).map_err(cannot)?;
-        let actual = hash_like(expected, &mut file).map_err(cannot)?;
-        if actual == expected { Ok(()) } else { Err(format!("'{name}' is {actual} and {expected} is approved")) }
+        self.hold(expected, small_file::open(path).and_then(|mut file| hash_like(expected, &mut file)), name)
     }
 
-    fn check_link(&self, path: &Path, name: &str) -> Result<(), String> {
+    /// Compares what a file is with what is approved.
+    fn hold(&self, expected: Expected, actual: io::Result<Expected>, name: &str) -> Result<(), Refused> {
+        match actual {
+            Ok(actual) if actual == expected => Ok(()),
+            Ok(actual) => Err(Refused::new(|to| format!("'{}' is {actual} and {expected} is approved", to.name(name)))),
+            Err(error) => Err(Refused::new(|to| format!("'{}' cannot be read: {error}", to.name(name)))),
+        }
+    }
+
+    fn check_link(&self, path: &Path, name: &str) -> Result<(), Refused> {
         let is_link = fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());
         if is_link && !self.manifest.allows_links() {
-            return Err(format!("'{name}' is a symbolic link, which the manifest does not allow"));
+            return Err(Refused::new(|to| {
+                format!("'{}' is a symbolic link, which the manifest does not allow", to.name(name))
+            }));
         }
         Ok(())
     }
 
     /// The names of all files below a directory, but for the manifest itself and what it leaves out.
-    fn files_below(&self, root: &Path) -> Result<BTreeSet<String>, String> {
+    fn files_below(&self, root: &Path) -> Result<BTreeSet<String>, Refused> {
         let own = fs::metadata(&self.path).ok();
         let is_own =
             |facts: &Metadata| own.as_ref().is_some_and(|own| (own.dev(), own.ino()) == (facts.dev(), facts.ino()));
         let mut names = BTreeSet::new();
         let mut open = vec![(root.to_owned(), String::new(), 0_usize)];
         while let Some((directory, prefix, depth)) = open.pop() {
-            let shown = name_of(&directory);
-            let cannot = |error: io::Error| format!("{shown} cannot be read: {error}");
+            let cannot =
+                |error: io::Error| Refused::new(|to| format!("{} cannot be read: {error}", to.directory(&directory)));
             for entry in fs::read_dir(&directory).map_err(cannot)? {
                 let entry = entry.map_err(cannot)?;
                 let name = entry.file_name();
-                let name = name.to_str().ok_or_else(|| format!("{shown} has a file whose name is not UTF-8"))?;
+                let name = name.to_str().ok_or_else(|| {
+                    Refused::new(|to| format!("{} has a file whose name is not UTF-8", to.directory(&directory)))
+                })?;
                 let name = format!("{prefix}{name}");
                 if self.manifest.ignores(&name) {
                     continue;
                 }
                 let path = entry.path();
                 self.check_link(&path, &name)?;
-                let facts = fs::metadata(&path).map_err(|error| format!("'{name}' cannot be examined: {error}"))?;
+                let facts = fs::metadata(&path)
+                    .map_err(|error| Refused::new(|to| format!("'{}' cannot be examined: {error}", to.name(&name))))?;
                 if facts.is_dir() && entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth < DEEPEST {
                     open.push((path, format!("{name}/"), depth.saturating_add(1)));
                 } else if !facts.is_file() {
-                    return Err(format!("'{name}' is neither a file nor a plain directory within {DEEPEST} others"));
+                    return Err(Refused::new(|to| {
+                        let name = to.name(&name);
+                        format!("'{name}' is neither a file nor a plain directory within {DEEPEST} others")
+                    }));
                 } else if !is_own(&facts) && (!names.insert(name) || names.len() > MAX_FILES) {
-                    return Err(format!("{} has more than {MAX_FILES} files", name_of(root)));
+                    let told = |to: To| format!("{} has more than {MAX_FILES} files", to.directory(root));
+                    return Err(Refused::new(told));
                 }
             }
         }
         if let Some(extra) = names.iter().find(|name| self.manifest.get(name).is_none()) {
-            let hint = self.hint(extra);
-            return Err(format!("{} has '{extra}', which the manifest does not name{hint}", name_of(root)));
+            return Err(Refused::new(|to| {
+                let (hint, root, extra) = (self.hint(extra, to), to.directory(root), to.name(extra));
+                format!("{root} has '{extra}', which the manifest does not name{hint}")
+            }));
         }
         Ok(names)
     }
@@ -292,45 +404,55 @@ pub(crate) fn told(unused: &[String]) -> Option<String> {
 }
 
 /// What became of reading headers. A file that is there and is no model is not what its manifest approves: that is told
-/// once there is a log to record it in.
+/// once there is a log to record it in. Where the manifest cannot be used either, both are named.
 pub(crate) fn readable<T: Default>(
     planned: Result<T, Failure>,
     arguments: &[PathBuf],
     source: &Source,
 ) -> Result<(T, Option<Failure>), Failure> {
-    let is_approved = source.manifest.is_some() && arguments.iter().all(|file| file.exists());
-    match planned {
-        Err(failure) if failure.kind == "model" && is_approved => Ok((T::default(), Some(failure))),
-        planned => Ok((planned?, None)),
+    let (failure, path) = match (planned, &source.manifest) {
+        (Err(failure), Some(path)) if failure.kind == "model" => (failure, path),
+        (planned, _) => return Ok((planned?, None)),
+    };
+    let is_there = !failure.unread && arguments.iter().all(|file| file.exists());
+    let both = |one: &str, other: &str| format!("{one}; and {other}");
+    match source.read(path) {
+        Err(other) => Err(Failure { message: both(&failure.message, &other.message), ..other }),
+        Ok(_) if !is_there => Err(failure),
+        Ok(verdict) => {
+            // The model's own words name paths, which do not belong into the log.
+            let (message, recorded) = match verdict {
+                Ok(_) => {
+                    let so = "so it is not what the manifest approves";
+                    (format!("{}; {so}", failure.message), format!("a file is no model, {so}"))
+                }
+                Err((_, Refused { told, recorded })) => {
+                    (both(&told, &failure.message), both(&recorded, "a file is no model"))
+                }
+            };
+            Ok((T::default(), Some(Failure { message, recorded: Some(recorded), ..failure })))
+        }
     }
 }
 
 /// Refuses what is no model. That it is refused is on record before this returns.
 pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Failure>) -> Result<(), Failure> {
-    match unreadable {
-        None => Ok(()),
-        Some(failure) => {
-            // The model's own words name paths, which do not belong into the log.
-            let refused = refuse(manager, None, "a file is no model, so it is not what the manifest approves");
-            Err(Failure { message: format!("{}; so it is not what the manifest approves", failure.message), ..refused })
-        }
-    }
+    let Some(Failure { message, recorded, .. }) = unreadable else { return Ok(()) };
+    Err(refuse(manager, None, &Refused { recorded: recorded.unwrap_or_default(), told: message }))
 }
 
 /// Refuses files without a manifest, where one is required. That they are refused is on record before this returns.
 pub(crate) fn refuse_without(manager: &VramManager) -> Failure {
-    refuse(
-        manager,
-        None,
-        "no manifest was given, and this daemon loads only what one approves; name it with --manifest",
-    )
+    let reason = "no manifest was given, and this daemon loads only what one approves; name it with --manifest";
+    refuse(manager, None, &Refused::new(|_| reason.to_owned()))
 }
 
 /// Records a refusal, then tells of it.
-fn refuse(manager: &VramManager, manifest: Option<Digest>, reason: &str) -> Failure {
-    match manager.record_refused_approval(manifest, reason) {
-        Ok(()) => Failure::integrity("approval", reason),
-        Err(error) => Failure::integrity("approval", format!("{reason}; and {error}")),
+fn refuse(manager: &VramManager, manifest: Option<Digest>, refused: &Refused) -> Failure {
+    let Refused { told, recorded } = refused;
+    match manager.record_refused_approval(manifest, recorded) {
+        Ok(()) => Failure::integrity("approval", told),
+        Err(error) => Failure::integrity("approval", format!("{told}; and {error}")),
     }
 }
 
@@ -347,18 +469,6 @@ fn hash_by_name(path: &Path) -> Option<Algorithm> {
         (false, true) => Some(Algorithm::Blake3),
         _ => None,
     }
-}
-
-/// A file of a manifest's size, at most by one byte longer, so that its reader sees that it is too long.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let most = u64::try_from(MAX_MANIFEST).unwrap_or(u64::MAX).saturating_add(1);
-    let file = state::open_key(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

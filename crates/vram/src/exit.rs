@@ -33,19 +33,32 @@ pub(crate) struct Failure {
     /// Whether the object that was printed for programs has it already.
     #[serde(skip)]
     pub(crate) in_report: bool,
+    /// Whether a file could not be read, so that nothing is known of what is in it.
+    #[serde(skip)]
+    pub(crate) unread: bool,
+    /// What the audit log is told instead of the message, which may name paths.
+    #[serde(skip)]
+    pub(crate) recorded: Option<String>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, kind, message: message.into(), in_report: false }
+        Self { exit: Exit::Failed, kind, message: message.into(), in_report: false, unread: false, recorded: None }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, kind: "usage", message: message.into(), in_report: false }
+        Self {
+            exit: Exit::Usage,
+            kind: "usage",
+            message: message.into(),
+            in_report: false,
+            unread: false,
+            recorded: None,
+        }
     }
 
     pub(crate) fn integrity(kind: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: Exit::Integrity, kind, message: message.into(), in_report: false }
+        Self { exit: Exit::Integrity, kind, message: message.into(), in_report: false, unread: false, recorded: None }
     }
 }
 
@@ -78,7 +91,7 @@ impl From<Error> for Failure {
             _ if error.is_integrity() => Exit::Integrity,
             _ => Exit::Failed,
         };
-        Self { exit, kind, message: error.to_string(), in_report: false }
+        Self { exit, kind, message: error.to_string(), in_report: false, unread: false, recorded: None }
     }
 }
 
@@ -98,7 +111,8 @@ impl From<DeviceError> for Failure {
 
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
-        Self::new("model", error.to_string())
+        let unread = matches!(error.fault(), ModelError::Open { .. } | ModelError::Read { .. });
+        Self { unread, ..Self::new("model", error.to_string()) }
     }
 }
 

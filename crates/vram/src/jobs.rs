@@ -2,10 +2,11 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vram_residency::device::Device;
-use vram_residency::model::{self, Format, ModelFile};
+use vram_residency::model::{self, Format, ModelFile, ShardIndex};
 use vram_residency::policy::RequiredResidency;
 use vram_residency::{Error, MAX_SHARD_ID, Policy, SealRequest, ShardId};
 
@@ -20,6 +21,8 @@ pub(crate) struct Job {
     pub(crate) model_ref: String,
     pub(crate) shard_index: u32,
     pub(crate) shard_count: u32,
+    /// The index that named it, where one did.
+    pub(crate) index: Option<Arc<ShardIndex>>,
     /// What a manifest says of it, where one was given.
     pub(crate) approved: Option<Approved>,
 }
@@ -55,17 +58,19 @@ pub(crate) fn plan(
 ) -> Result<Vec<Job>, Failure> {
     let mut models = Vec::with_capacity(arguments.len());
     for argument in arguments {
-        models.push((argument, model::discover(argument)?));
+        models.push((argument, model::find(argument)?));
     }
     let mut jobs: Vec<Job> = Vec::new();
-    for (argument, files) in models {
-        let shard_count = u32::try_from(files.len()).unwrap_or(u32::MAX);
-        for (shard_index, path) in (0..).zip(files) {
+    for (argument, found) in models {
+        let index = found.index.map(Arc::new);
+        let shard_count = u32::try_from(found.files.len()).unwrap_or(u32::MAX);
+        for (shard_index, path) in (0..).zip(found.files) {
             let file = ModelFile::open(&path, format)?;
             let is_taken = |id: &ShardId| taken.contains(id) || jobs.iter().any(|job| job.shard_id == *id);
             let shard_id = named.unwrap_or_else(|| name_for(&path, &is_taken));
             let model_ref = model_ref.map_or_else(|| name_of(argument), str::to_owned);
-            jobs.push(Job { file, shard_id, model_ref, shard_index, shard_count, approved: None });
+            let index = index.clone();
+            jobs.push(Job { file, shard_id, model_ref, shard_index, shard_count, index, approved: None });
         }
     }
     Ok(jobs)

@@ -12,6 +12,7 @@ mod output;
 mod sample;
 mod serve;
 mod session;
+mod small_file;
 mod state;
 
 use std::ffi::OsString;

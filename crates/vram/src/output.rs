@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::exit::Failure;
 
+pub(crate) use vram_residency::handout::hex;
+
 /// Standard output and error. A reader that goes away (`| head`) ends the printing, not the work.
 #[derive(Debug)]
 pub(crate) struct Out {
@@ -167,11 +169,6 @@ pub(crate) fn printable(text: &str) -> String {
         character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     text.chars().map(|character| if obeyed(character) { '\u{fffd}' } else { character }).collect()
-}
-
-/// Bytes as lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

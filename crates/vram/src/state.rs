@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
 use vram_residency::actor::SubjectKey;
 use vram_residency::attest::AttestKey;
 use vram_residency::seal::{MAX_SECRET, MIN_SECRET};
@@ -13,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::Global;
 use crate::exit::Failure;
+use crate::small_file;
 
 const KEY_NAME: &str = "seal.key";
 const SUBJECT_KEY_NAME: &str = "subject.key";
@@ -141,8 +141,7 @@ pub(crate) fn make_attest_key(path: &Path) -> String {
 
 /// Opens a file that should be a key. Whatever it is instead, this does not wait for anybody.
 pub(crate) fn open_key(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+    small_file::open(path)
 }
 
 /// A directory in which others could put something else in the place of what it holds.

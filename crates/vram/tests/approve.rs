@@ -104,7 +104,7 @@ fn a_directory_must_match_its_list_exactly() {
     let other = list("other.sha256", &format!("{one}{}  README\n", sha256(b"other words")));
     refused(&home, &seal(&home, &[&other, &m]), &["'README' is", "is approved"]);
     let outside = list("outside.sha256", &format!("{hash}  m/w.safetensors\n"));
-    let words = ["it names 'm/w.safetensors'", "make the list in the directory"];
+    let words = ["make the list in the directory", "it names 'm/w.safetensors'"];
     std::fs::rename(m.join("README"), home.path("README")).unwrap();
     refused(&home, &seal(&home, &[&outside, &m]), &words);
     refused(&home, &seal(&home, &[&outside, &m.join("w.safetensors")]), &words);
@@ -283,6 +283,21 @@ fn a_daemon_loads_what_its_manifests_approve() {
     let policy = home.file("policy.toml", policy.as_bytes());
     let (file, policy) = (file.to_str().unwrap(), policy.to_str().unwrap());
     home.json(["attest", "--check", file, "--policy", policy]);
+}
+
+#[test]
+fn another_manifest_by_flag_still_needs_the_signature_that_the_configuration_demands() {
+    let home = Home::new();
+    let weights = model();
+    let file = home.file("m/w.safetensors", &weights);
+    let list = home.file("SHA256SUMS", format!("{}  w.safetensors\n", sha256(&weights)).as_bytes());
+    let text = format!("manifest = \"{SIGNED}/p256-sha256.sig\"\nmanifest_key = \"{SIGNED}/p256-sha256.pub\"\n");
+    let config = home.file("vram.toml", text.as_bytes());
+    let mut command = home.command();
+    command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--socket"]).arg(home.path("s"));
+    let ran = Ran::from(command.arg("--config").arg(config).arg("--manifest").args([list, file]).output().unwrap());
+    ran.failed(3, "approval", &["SHA256SUMS"]);
+    assert!(!events(&home.audit()).iter().any(|event| event["event"] == "VramAllocated"));
 }
 
 #[test]

@@ -177,5 +177,16 @@ fn over_http_it_takes_the_token() {
     assert_eq!(answer.json()["payloadType"], "application/vnd.in-toto+json");
     assert!(answer.body.ends_with("}\n"), "as it was signed");
     assert_eq!(ask(&shown, "{\"nonce\":\"0\"}").status, 400);
-    assert_eq!(ask(&shown, "{\"nonce\":\"00\",\"more\":1}").status, 422);
+    // Only the object that is described: neither its values in a list nor anything more.
+    for other in [
+        format!("[\"{NONCE}\"]"),
+        format!("[\"{NONCE}\",[]]"),
+        format!("{{\"nonce\":\"{NONCE}\",\"more\":1}}"),
+        format!("{{\"nonce\":\"{NONCE}\",\"nonce\":\"{NONCE}\"}}"),
+        format!("\"{NONCE}\""),
+        "null".to_owned(),
+    ] {
+        let answer = ask(&shown, &other);
+        assert_eq!((answer.status, &answer.json()["error"]["kind"]), (422, &"usage".into()), "{other}: {answer:?}");
+    }
 }

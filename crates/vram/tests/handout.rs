@@ -16,6 +16,8 @@ use support::daemon::{Daemon, WAIT};
 use support::{Home, events, safetensors, text};
 use vram_residency::client::{self, ClientError, Standing};
 use vram_residency::handout::ErrorCode;
+use vram_residency::model::Dtype;
+use vram_residency::model::writer::{Layout, TensorSpec};
 
 /// Set in a child that only tries to attach, as another user.
 const STRANGER: &str = "VRAM_TEST_STRANGER";
@@ -342,6 +344,98 @@ fn digests_that_are_on_no_list_and_versions_that_nobody_speaks_are_refused() {
 /// As in the daemon's files.
 fn home_bytes(count: u32) -> Vec<u8> {
     (0..count).map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8).collect()
+}
+
+#[test]
+fn of_what_somebody_may_not_have_he_is_told_neither_name_nor_number() {
+    let home = Home::new();
+    let mine = safetensors(["mine", "x"], 3);
+    let digest = blake3::hash(&mine).to_hex();
+    let config = home.file("vram.toml", format!("[attach]\ndigests = [\"blake3:{digest}\"]\n").as_bytes());
+    let daemon = Daemon::start(&home, &["--config", config.to_str().unwrap()]);
+    for (dir, bytes) in [("a", safetensors(["secret", "y"], 3)), ("b", mine), ("c", safetensors(["secret", "z"], 4))] {
+        home.file(format!("{dir}/same.safetensors"), &bytes);
+        home.file(format!("{dir}/{dir}.safetensors"), &safetensors([dir, "x"], 2));
+        daemon.told(&["load", home.path(dir).to_str().unwrap()]);
+    }
+    let client = client::connect_to(&daemon.attach()).unwrap();
+    let ids: Vec<_> = client.list().unwrap().into_iter().map(|shard| shard.shard_id).collect();
+    let [only] = &ids[..] else { panic!("{ids:?}") };
+    // Three are called so, and one of them is his.
+    assert_eq!(client.attach("same.safetensors").unwrap().shard_id(), only);
+    // Unsealed, and not his: as if it were not there, by file as well as by id.
+    let hidden = "same-safetensors";
+    assert_ne!(only, hidden);
+    daemon.told(&["unseal", hidden, "--reason", "x"]);
+    for name in [hidden, "same-safetensors-3"] {
+        let (code, message) = refused(client.attach(name));
+        assert!([ErrorCode::UnknownShard, ErrorCode::ForbiddenDigest].contains(&code), "{name}: {code}");
+        assert!(!message.contains("same-safetensors-3") && !message.contains("'same-safetensors'"), "{message}");
+    }
+    assert_eq!(refused(client.attach(hidden)).0, ErrorCode::UnknownShard);
+    // Only what is not his is called so.
+    daemon.told(&["release", only]);
+    let (code, message) = refused(client.attach("same.safetensors"));
+    assert!(code == ErrorCode::UnknownShard && !message.contains("same-safetensors"), "{code} {message}");
+}
+
+#[test]
+fn one_who_is_refused_again_and_again_does_not_fill_the_log_and_is_on_record() {
+    let home = Home::new();
+    let mut daemon = Daemon::start(&home, &[]);
+    let mut raw = Raw::greeted(&daemon.attach());
+    for _ in 0..1500 {
+        assert_eq!(raw.ask(&json!({ "type": "attach", "shard": "nobody" }))["code"], "unknown-shard");
+    }
+    // Of another kind: at once.
+    daemon.told(&["unseal", "small-bin", "--reason", "x"]);
+    assert_eq!(raw.ask(&json!({ "type": "attach", "shard": "small-bin" }))["code"], "unsealed");
+    let metrics = daemon.get("/metrics").body;
+    assert!(metrics.contains("vram_handout_attaches_total{result=\"unknown-shard\"} 1500"), "{metrics}");
+    daemon.stop();
+    let events = events(&home.audit());
+    let of = |code: &str| -> Vec<u64> {
+        let records = events.iter().filter(|event| event["event"] == "AttachRefused" && event["code"] == code);
+        records.map(|event| 1 + event["unrecorded"].as_u64().unwrap_or(0)).collect()
+    };
+    let unknown = of("unknown-shard");
+    assert!((6..20).contains(&unknown.len()), "{unknown:?}");
+    assert_eq!((unknown[..5].to_vec(), unknown.iter().sum::<u64>()), (vec![1; 5], 1500), "every one is accounted for");
+    assert_eq!(of("unsealed"), [1]);
+}
+
+#[test]
+fn a_table_that_fits_into_no_message_is_told_of_when_it_is_loaded_and_when_it_is_asked_for() {
+    let home = Home::new();
+    let daemon = Daemon::start_every(&home, "30s", &[]);
+    let specs = |count: u32| {
+        let name = |number| format!("{number:0>4000}");
+        (0..count).map(|number| TensorSpec::new(name(number), Dtype::U8, [1])).collect::<Vec<_>>()
+    };
+    let file = |count: u32| {
+        let mut file = Vec::new();
+        Layout::new(specs(count)).unwrap().write(&mut file, |_, _, piece| piece.fill(1)).unwrap();
+        file
+    };
+    daemon.told(&["load", home.file("fits.safetensors", &file(15_000)).to_str().unwrap()]);
+    daemon.told(&["load", home.file("huge.safetensors", &file(17_000)).to_str().unwrap()]);
+    let status = daemon.told(&["status"]);
+    let shards = status["shards"].as_array().unwrap();
+    let problem = |id: &str| shards.iter().find(|one| one["shard_id"] == id).unwrap()["not_attachable"].clone();
+    assert_eq!(problem("fits-safetensors"), Value::Null);
+    let told = text(&problem("huge-safetensors"));
+    assert!(told.contains("67108864") && told.contains("split the model"), "{told}");
+    let client = client::connect_to(&daemon.attach()).unwrap();
+    assert_eq!(client.attach("fits-safetensors").unwrap().tensors().count(), 15_000);
+    let begun = std::time::Instant::now();
+    for _ in 0..50 {
+        let (code, message) = refused(client.attach("huge-safetensors"));
+        assert!(code == ErrorCode::Device && message.contains(&told), "{code} {message}");
+    }
+    // One table takes longer than that to write out.
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    client.attach("fits-safetensors").unwrap();
+    assert_eq!(daemon.ask(&["verify", "huge-safetensors"]).code, 0, "it is as well watched as any");
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,8 @@ use support::attach::{Raw, frame};
 use support::daemon::{Daemon, WAIT};
 use vram_residency::client;
 
+/// Set in a child that attaches as often as it can, as another user.
+const CROWDER: &str = "VRAM_TEST_CROWDER";
 /// Set in a child that attaches and waits to be killed.
 const VICTIM: &str = "VRAM_TEST_VICTIM";
 
@@ -244,6 +248,58 @@ fn rogues_neither_slow_the_check_nor_shut_others_out() {
     assert!(grown < 32 << 10, "the daemon's own memory grew by {grown} KiB");
     let attached = client::connect_to(&socket).unwrap().attach("big-bin").unwrap();
     attached.verify().unwrap();
+}
+
+/// Two users who take all that they get, a third, root and the daemon's own user (who are one here).
+#[test]
+fn users_of_the_list_lock_neither_each_other_nor_root_out() {
+    if let Some(socket) = std::env::var_os(CROWDER) {
+        let connect = || client::connect_to(Path::new(&socket)).and_then(|client| client.attach("small-bin"));
+        let held: Vec<_> = (0..20).map_while(|_| connect().ok()).collect();
+        println!("crowder: {}", held.len());
+        std::io::stdout().flush().unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+    let _alone = alone();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can become other users; the rule itself is tested beside it");
+        return;
+    }
+    let open = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (program, socket) = (open.path().join("test"), open.path().join("attach.sock"));
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let home = Home::new();
+    let config = format!("[attach]\nsocket = {socket:?}\nuids = [64001, 64002, 64003]\nmax_clients = 16\n");
+    let config = home.file("vram.toml", config.as_bytes());
+    let _daemon = Daemon::start(&home, &["--config", config.to_str().unwrap()]);
+    let mut victims = Vec::new();
+    let mut crowd = |uid: u32| -> usize {
+        let name = "users_of_the_list_lock_neither_each_other_nor_root_out";
+        let mut command = Command::new(&program);
+        command.args([name, "--exact", "--nocapture"]).env(CROWDER, &socket).uid(uid).gid(uid).current_dir("/");
+        let mut victim = Victim(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+        let said = BufReader::new(victim.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let count = said.filter_map(|line| line.split("crowder: ").nth(1)?.parse().ok()).next().unwrap();
+        victims.push(victim);
+        count
+    };
+    // Two places are kept for the daemon's user and root, and one for each who has none.
+    assert_eq!(crowd(64_001), 7, "half of what is not kept");
+    assert_eq!(crowd(64_002), 6, "all but the third user's place");
+    assert_eq!(crowd(64_003), 1);
+    let own: Vec<_> = (0..2).map(|_| client::connect_to(&socket).unwrap().attach("big-bin").unwrap()).collect();
+    let refused = client::connect_to(&socket).and_then(|client| client.attach("big-bin"));
+    assert!(refused.unwrap_err().to_string().contains("16 places"), "now they are taken");
+    assert!(own.iter().all(|attached| attached.verify().is_ok()));
+    let events = || home.events_so_far().iter().filter(|event| *event == "AttachRefused").count();
+    let begun = Instant::now();
+    while events() < 4 {
+        assert!(begun.elapsed() < WAIT, "who found no place is on record: {}", events());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

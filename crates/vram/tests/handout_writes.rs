@@ -36,7 +36,7 @@ fn try_everything(file: &File) {
     refused("grow", file.set_len(64 << 20));
     for flags in [FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, FallocateFlags::ZERO_RANGE] {
         let answer = rustix::fs::fallocate(file, flags, 0, PAGE as u64);
-        assert!(answer.is_err(), "fallocate {flags:?}");
+        assert!(matches!(answer, Err(Errno::PERM | Errno::BADF | Errno::NOTSUP)), "fallocate {flags:?}: {answer:?}");
     }
     assert!(rustix::fs::fcntl_add_seals(file, SealFlags::WRITE).is_err(), "even a further seal");
     let shared = map(file, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
@@ -59,6 +59,33 @@ fn libc_eperm() -> i32 {
     Errno::PERM.raw_os_error()
 }
 
+/// What the kernel lets root do to a file that he opened for writing, and the seals do not mind: none of it changes a byte.
+fn try_what_is_harmless(file: &File) {
+    let before = file.metadata().unwrap().len();
+    let keep = FallocateFlags::KEEP_SIZE;
+    // Room for pages that are there already.
+    for flags in [keep, FallocateFlags::empty()] {
+        rustix::fs::fallocate(file, flags, 0, PAGE as u64).unwrap();
+        assert_eq!(
+            rustix::fs::fallocate(file, flags, before, PAGE as u64),
+            Err(Errno::PERM),
+            "{flags:?} behind the end"
+        );
+    }
+    assert_eq!(file.metadata().unwrap().len(), before);
+}
+
+/// What whoever has the descriptor can do with it beside reading.
+fn try_what_is_beside_the_bytes(file: &File, other: &File) {
+    let is_root = rustix::process::geteuid().is_root();
+    let set = rustix::fs::fsetxattr(file, "trusted.vram", b"v", rustix::fs::XattrFlags::empty());
+    assert_eq!(set.is_ok(), is_root, "attributes are root's: {set:?}");
+    // Locks are of this file, and nobody here waits for one.
+    let lock = |file: &File| rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    lock(file).unwrap();
+    assert_eq!(lock(other), Err(Errno::WOULDBLOCK), "one client's lock is seen by another");
+}
+
 #[test]
 fn a_client_cannot_write_by_any_way_there_is() {
     let home = Home::new();
@@ -78,6 +105,7 @@ fn a_client_cannot_write_by_any_way_there_is() {
         Ok(writable) => {
             assert!(rustix::process::geteuid().is_root(), "only root may open it");
             try_everything(&writable);
+            try_what_is_harmless(&writable);
         }
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}"),
     }
@@ -91,6 +119,8 @@ fn a_client_cannot_write_by_any_way_there_is() {
     // SAFETY: as above.
     unsafe { munmap(copy, PAGE) }.unwrap();
 
+    let (_, second) = raw.attach("big-bin");
+    try_what_is_beside_the_bytes(&file, &File::from(second));
     let mut after = vec![0; 5 << 19];
     file.read_exact_at(&mut after, 0).unwrap();
     assert_eq!(before, after);

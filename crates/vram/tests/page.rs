@@ -166,6 +166,14 @@ fn a_running_daemons_log_is_verified_from_its_port() {
     let published = home.audit().join("tlog");
     std::fs::write(published.join("secret"), "s").unwrap();
     std::os::unix::fs::symlink("/etc/passwd", published.join("cosigned")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(published.join("minimum-index")).unwrap();
+    let fifo = published.join("rotation");
+    std::fs::create_dir_all(&fifo).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, fifo.join("7"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    for path in ["/audit/minimum-index", "/audit/rotation/7"] {
+        assert_eq!(daemon.get(path).status, 404, "{path}");
+    }
     for path in [
         "/audit",
         "/audit/",
@@ -197,6 +205,37 @@ fn a_running_daemons_log_is_verified_from_its_port() {
         assert_eq!(daemon.http(method, "/audit/checkpoint", "").status, 405, "{method}");
     }
     assert_eq!(daemon.get("/v1/status").json()["ready"], true);
+}
+
+/// Who restarts a daemon after a fault, or finds it restarted, sees the fault.
+#[test]
+fn the_last_events_outlive_the_daemon_and_the_marks_of_its_memory_do_not() {
+    let home = Home::new();
+    let mut daemon = Daemon::start(&home, &["--on-failure", "repair", "--allow-drill"]);
+    daemon.told(&["drill", "big-bin"]);
+    daemon.until("it is repaired", |status| status["scrub"]["repairs"] == 1);
+    let find = |daemon: &Daemon<'_>| {
+        let records = daemon.get("/v1/records").json();
+        records.as_array().unwrap().iter().find(|one| one["record"]["event"] == "BlockRepaired").cloned()
+    };
+    let repaired = find(&daemon).unwrap();
+    daemon.stop();
+    let daemon = Daemon::start(&home, &[]);
+    assert_eq!(find(&daemon), Some(repaired), "the same record, with its number");
+    let records = daemon.get("/v1/records").json();
+    let numbers: Vec<_> = records.as_array().unwrap().iter().map(|one| one["seq"].as_u64().unwrap()).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next) && numbers.len() <= 96, "each once, in order: {numbers:?}");
+    assert_eq!(daemon.get("/v1/shards/big-bin/blocks").json()["marks"], serde_json::json!([]), "new memory");
+    drop(daemon);
+    // A log that cannot be read is told of elsewhere, and is no reason not to start.
+    for segment in std::fs::read_dir(home.audit()).unwrap().map(|entry| entry.unwrap().path()) {
+        if segment.extension().is_some_and(|name| name == "wal") {
+            let length = std::fs::metadata(&segment).unwrap().len();
+            std::fs::write(&segment, vec![0x5a; length as usize]).unwrap();
+        }
+    }
+    let daemon = Daemon::start(&home, &[]);
+    assert_eq!((find(&daemon), daemon.get("/healthz").status), (None, 200));
 }
 
 #[test]

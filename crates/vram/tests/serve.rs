@@ -227,7 +227,7 @@ fn only_this_user_and_root_may_command_it() {
     }
     // Even where somebody opened the file to everybody.
     std::fs::set_permissions(&daemon.socket, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.sendall(b'GET /v1/status HTTP/1.0\\r\\n\\r\\n')\nsys.stdout.buffer.write(s.recv(100))";
+    let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.sendall(b'GET /v1/status HTTP/1.0\\r\\nHost: vram\\r\\n\\r\\n')\nsys.stdout.buffer.write(s.recv(100))";
     let dir = daemon.socket.parent().unwrap();
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let ask_as = |user: u32| {

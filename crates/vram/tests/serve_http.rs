@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 use support::Home;
@@ -292,6 +293,136 @@ fn a_local_port_answers_only_to_this_machines_names() {
     for host in ["evil.example.com", "localhost.example.com", "127.0.0.1.example.com:9810", "10.0.0.1"] {
         let answer = daemon.get_from(host, "/v1/status");
         assert!(answer.status == 421 && !answer.body.contains("worker_id"), "{host}: {answer:?}");
+    }
+}
+
+/// Asks, and reads until the daemon hangs up.
+fn whole(mut stream: impl Read + Write, request: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).unwrap();
+    back
+}
+
+#[test]
+fn a_request_that_names_no_host_or_two_is_refused_as_everything_is() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let answers = |head: &str| {
+        let request = format!("{head}Connection: close\r\n\r\n");
+        let port = TcpStream::connect(&daemon.address).unwrap();
+        [whole(port, &request), whole(UnixStream::connect(&daemon.socket).unwrap(), &request)]
+    };
+    for good in [
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n",
+        "GET http://localhost:9810/healthz HTTP/1.1\r\nHost: LocalHost:9810\r\n",
+        "GET /healthz HTTP/1.0\r\nHost: localhost\r\n",
+    ] {
+        assert!(answers(good).iter().all(|back| back.contains(" 200 OK\r\n")), "{good}: {:?}", answers(good));
+    }
+    for bad in [
+        "GET /healthz HTTP/1.1\r\n",
+        "GET /healthz HTTP/1.0\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n",
+        "GET http://evil.example/healthz HTTP/1.1\r\nHost: localhost\r\n",
+        "GET http://localhost/healthz HTTP/1.1\r\nHost: evil.example\r\n",
+        "GET http://localhost/healthz HTTP/1.1\r\n",
+        "GET http://user@localhost/healthz HTTP/1.1\r\nHost: localhost\r\n",
+        "GET /nowhere HTTP/1.1\r\nHost: \r\n",
+        "GET / HTTP/1.1\r\nHost: local host\r\n",
+    ] {
+        for back in answers(bad) {
+            assert!(back.starts_with("HTTP/1.1 400") || back.starts_with("HTTP/1.0 400"), "{bad}: {back}");
+            assert!(back.contains(r#""kind":"host""#), "{bad}: {back}");
+        }
+    }
+}
+
+/// Whatever is refused by this program, as JSON and with the headers that all answers have.
+#[test]
+fn every_refusal_is_json_and_has_the_headers_of_all_answers() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    for (method, path, status) in [
+        ("GET", "/audit/%ff", 400),
+        ("GET", "/v1/shards/%ff", 400),
+        ("GET", "/v1/shards/big-bin/blocks/%ff", 400),
+        ("GET", "/v1/shards/%ff/blocks/0", 400),
+        ("GET", "/v1/shards/big-bin/blocks/+1", 400),
+        ("GET", "/v1/shards/big-bin/blocks/01", 400),
+        ("GET", "/v1/shards/big-bin/blocks/00", 400),
+        ("GET", "/v1/shards/big-bin/blocks/", 404),
+        ("GET", "/v1/shards/nobody", 404),
+        ("GET", "/%ff", 404),
+        ("PUT", "/healthz", 405),
+        ("OPTIONS", "/", 405),
+        ("POST", "/v1/attest", 403),
+    ] {
+        let answer = daemon.http(method, path, "");
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        assert!(answer.json()["error"]["message"].is_string(), "{path}: {answer:?}");
+        let head = answer.head.to_lowercase();
+        for header in [
+            "content-type: application/json",
+            "cache-control: no-store",
+            "x-content-type-options: nosniff",
+            "content-security-policy: default-src 'none'",
+            "referrer-policy: no-referrer",
+        ] {
+            assert!(head.contains(header), "{path}: {header}: {head}");
+        }
+    }
+    assert_eq!(daemon.get("/v1/shards/big-bin/blocks/0").status, 200);
+    // On the other door, the bodies of orders as well.
+    let order = |body: &str, kind: &str| {
+        let length = body.len();
+        let head =
+            format!("POST /v1/shards HTTP/1.1\r\nHost: vram\r\nConnection: close\r\n{kind}Content-Length: {length}");
+        whole(UnixStream::connect(&daemon.socket).unwrap(), &format!("{head}\r\n\r\n{body}"))
+    };
+    for (body, kind, status) in [
+        ("{", "Content-Type: application/json\r\n", 400),
+        ("{}", "Content-Type: application/json\r\n", 422),
+        ("{\"files\":[]}", "", 415),
+    ] {
+        let back = order(body, kind);
+        assert!(back.starts_with(&format!("HTTP/1.1 {status}")) && back.contains("{\"error\":{"), "{body}: {back}");
+    }
+}
+
+/// What says something of a manifest and names none is no manifest, and nobody should take it for one.
+#[test]
+fn what_belongs_to_a_manifest_is_refused_without_one() {
+    let home = Home::new();
+    let mut daemon = Daemon::start(&home, &[]);
+    for (name, value) in [("manifest_hash", "sha256"), ("manifest_key", "/k.pem")] {
+        let file = home.path("small.bin");
+        let body = format!(r#"{{"files":[{file:?}],"format":"raw","{name}":"{value}"}}"#);
+        let length = body.len();
+        let request = format!(
+            "POST /v1/shards HTTP/1.1\r\nHost: vram\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        let back = whole(UnixStream::connect(&daemon.socket).unwrap(), &request);
+        assert!(back.starts_with("HTTP/1.1 400") && back.contains(name) && back.contains("manifest"), "{back}");
+    }
+    assert_eq!(daemon.told(&["status"])["shards"].as_array().unwrap().len(), 2, "nothing was loaded");
+    daemon.stop();
+    let file = home.path("small.bin");
+    for (key, flags) in [("manifest_hash = \"sha256\"", false), ("manifest_hash = \"sha256\"", true)] {
+        for text in [key.to_owned(), format!("[[models]]\nfiles = [{file:?}]\n{key}")] {
+            let config = home.file("vram.toml", text.as_bytes());
+            let mut command = home.command();
+            command.args(["serve", "--json", "--listen", "127.0.0.1:0", "--config"]).arg(config);
+            command.arg("--socket").arg(home.path("t"));
+            if flags {
+                // A manifest on the command line is another one: what the file says would still be passed over.
+                command.arg("--manifest").arg(home.file("SHA256SUMS", b"")).arg(&file);
+            }
+            let ran = support::Ran::from(command.output().unwrap());
+            ran.failed(2, "usage", &["manifest_hash", "without a manifest"]);
+        }
     }
 }
 

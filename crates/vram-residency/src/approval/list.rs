@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::{Algorithm, ManifestError, add};
+use crate::attest::hex;
 use crate::digest::Expected;
 
 /// The files of a list.
@@ -29,8 +30,8 @@ pub(super) fn parse(bytes: &[u8], algorithm: Option<Algorithm>) -> Result<BTreeM
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let (named, hex, name) = tagged(text).or_else(|| plain(text)).ok_or_else(|| wrong("it has another form"))?;
-        let hash = hash(hex).ok_or_else(|| wrong("its digest is not 64 lower-case hex digits"))?;
+        let (named, digits, name) = tagged(text).or_else(|| plain(text)).ok_or_else(|| wrong("it has another form"))?;
+        let hash = hex::array(digits).ok_or_else(|| wrong("its digest is not 64 lower-case hex digits"))?;
         let algorithm = named.or(algorithm).ok_or(ManifestError::Algorithm { line })?;
         let name = if is_escaped {
             unescaped(name).ok_or_else(|| wrong("a backslash is followed by another character"))?
@@ -59,14 +60,6 @@ fn plain(line: &str) -> Option<Parts<'_>> {
     let (hex, rest) = line.split_once(' ')?;
     let name = rest.strip_prefix([' ', '*'])?;
     Some((None, hex, name))
-}
-
-fn hash(hex: &str) -> Option<[u8; 32]> {
-    let is_lower = hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    match format!("sha256:{hex}").parse() {
-        Ok(Expected::Sha256(hash)) if is_lower => Some(hash),
-        _ => None,
-    }
 }
 
 fn unescaped(name: &str) -> Option<Cow<'_, str>> {

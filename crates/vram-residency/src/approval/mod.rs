@@ -202,13 +202,23 @@ pub enum ManifestError {
     #[error("the manifest is no model signature that is understood: {reason}; sign the model again with a key")]
     Bundle {
         /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Its JSON, or that of what was signed, is not that of a model signature.
+    #[error("the manifest is no model signature that is understood: {reason}; sign the model again with a key")]
+    Json {
+        /// What is wrong with it, in words that may hold some of it.
         reason: Box<str>,
+        /// Where, from 1.
+        line: usize,
+        /// Where in that line.
+        column: usize,
     },
     /// Another key signed it.
     #[error("the manifest names the key {found} and the given one is {given}; get the right key, or refuse the model")]
     OtherKey {
         /// The key that it names.
-        found: Box<str>,
+        found: KeyId,
         /// The key that was given.
         given: KeyId,
     },
@@ -218,6 +228,24 @@ pub enum ManifestError {
         /// The key that was given.
         key: KeyId,
     },
+}
+
+impl ManifestError {
+    /// The same for a log that is kept for long: without what the manifest's text may say of directories and persons. Of a
+    /// name its last part is left.
+    #[must_use]
+    pub fn for_the_record(&self) -> Self {
+        let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default().into();
+        match self {
+            Self::Name { name, reason } => Self::Name { name: last(name), reason },
+            Self::Duplicate { name } => Self::Duplicate { name: last(name) },
+            Self::Json { line, column, .. } => {
+                let reason = format!("its JSON is wrong at line {line} column {column}").into();
+                Self::Json { reason, line: *line, column: *column }
+            }
+            other => other.clone(),
+        }
+    }
 }
 
 impl Manifest {

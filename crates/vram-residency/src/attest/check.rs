@@ -125,6 +125,15 @@ pub enum Refusal {
         /// What it is.
         digest: Box<str>,
     },
+    /// The policy names it by a hash that was not computed where it is resident.
+    #[error(
+        "the attestation has no SHA-256 of '{name}', so it cannot be held against the policy; name its BLAKE3 in the \
+         policy (b3sum FILE), or load it with a manifest by SHA-256"
+    )]
+    NoSha256 {
+        /// The subject's name.
+        name: Box<str>,
+    },
     /// A model that the policy asks for is not attested.
     #[error("{digest} must be resident and is not attested; ask for every shard")]
     Missing {
@@ -240,6 +249,10 @@ impl Policy {
     fn allows(&self, subject: &Subject, shard: &ShardFacts, now_ns: u64) -> Result<(), Refusal> {
         let name = || subject.name.as_str().into();
         if !self.digests.iter().any(|digest| is_of(subject, digest)) {
+            let asks_sha256 = self.digests.iter().any(|digest| matches!(digest, Expected::Sha256(_)));
+            if asks_sha256 && subject.digest.sha256.is_none() {
+                return Err(Refusal::NoSha256 { name: name() });
+            }
             return Err(Refusal::Digest { name: name(), digest: subject.digest.blake3.to_string().into() });
         }
         if residency_rank(shard.residency) < residency_rank(self.residency) {

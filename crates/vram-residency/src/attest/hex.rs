@@ -7,7 +7,7 @@ pub(super) fn bytes(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The same of a fixed length.
-pub(super) fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() / 2 == N { bytes(text)?.try_into().ok() } else { None }
 }
 

@@ -13,7 +13,7 @@
 
 mod check;
 pub mod envelope;
-mod hex;
+pub(crate) mod hex;
 mod key;
 pub mod statement;
 

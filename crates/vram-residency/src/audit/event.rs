@@ -146,7 +146,14 @@ pub enum AuditEvent<'a> {
         shard_id: Option<&'a ShardId>,
         code: &'static str,
         reason: &'a str,
+        /// Others like it since the record before, which have none of their own.
+        #[serde(skip_serializing_if = "is_zero")]
+        unrecorded: u64,
     },
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl AuditEvent<'_> {

@@ -1,5 +1,7 @@
 //! Frames: a length, then so many bytes. Nothing is allocated for a length that was only announced.
 
+use std::io;
+
 use serde::Serialize;
 
 use super::MAX_ANSWER;
@@ -42,6 +44,26 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
         *head = announced.to_le_bytes();
     }
     Ok(frame)
+}
+
+/// Bytes that the body of a message's frame has, without making it: more than [`MAX_ANSWER`] cannot be sent.
+#[must_use]
+pub fn encoded_length(message: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Writing plain data cannot fail, and neither can counting.
+    let _ = serde_json::to_writer(&mut count, message);
+    count.0
 }
 
 /// Puts frames together from what arrives. Never asks for more than belongs to the frame at hand, so that what travels
@@ -125,6 +147,7 @@ mod tests {
     fn frames_come_out_as_they_went_in_however_they_are_cut() {
         let messages = ["a".to_owned(), "b".repeat(3000)];
         let stream = messages.iter().flat_map(|message| encode(message).unwrap()).collect::<Vec<_>>();
+        assert_eq!(stream.len(), messages.iter().map(|message| HEAD + encoded_length(message)).sum::<usize>());
         for piece in [1, 2, 3, 4, 5, 7, 4096] {
             let bodies = feed(&mut Incoming::new(4096), &stream, piece).unwrap();
             assert_eq!(bodies.len(), 2);

@@ -19,7 +19,7 @@ mod message;
 
 use std::path::{Path, PathBuf};
 
-pub use frame::{FrameError, Incoming, encode};
+pub use frame::{FrameError, Incoming, encode, encoded_length};
 pub use message::{Answer, Attached, ErrorCode, Request, RequestError, ShardInfo, TensorInfo, hex, shown_state, unhex};
 
 /// The protocol's version, the only one so far.

@@ -48,6 +48,8 @@ pub enum HandoutEvent<'a> {
         code: ErrorCode,
         /// Why, in words.
         reason: &'a str,
+        /// How many others like it got no record since the last one that did.
+        unrecorded: u64,
     },
 }
 
@@ -67,9 +69,9 @@ impl VramManager {
                 let event = AuditEvent::ShardDetached { shard_id, digest, client, lease, held_ns, reason };
                 self.worker.record(&event).map(|_| ())
             }
-            HandoutEvent::Refused { shard_id, code, reason } => {
+            HandoutEvent::Refused { shard_id, code, reason, unrecorded } => {
                 let code = code.as_str();
-                self.worker.record(&AuditEvent::AttachRefused { shard_id, code, reason }).map(|_| ())
+                self.worker.record(&AuditEvent::AttachRefused { shard_id, code, reason, unrecorded }).map(|_| ())
             }
         }
     }

@@ -149,6 +149,12 @@ impl Unsealed {
         &self.shard_id
     }
 
+    /// The digest that was sealed.
+    #[must_use]
+    pub fn previous(&self) -> Digest {
+        self.previous
+    }
+
     /// Why it was unsealed.
     #[must_use]
     pub fn reason(&self) -> &str {

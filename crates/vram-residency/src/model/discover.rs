@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::error::shown;
 use super::limits::{self, NameSet, fault_in_name};
-use super::{Format, ModelError, ModelFile, Source, TensorTable, check_kind, read_exact_at};
+use super::{Format, ModelError, ModelFile, Source, TensorTable, open_regular, read_exact_at};
 
 /// What the name of a shard index ends in.
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
@@ -27,6 +27,14 @@ const INDEX_NAME: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`ModelError::In`] with the path that is at fault and why.
 pub fn discover(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    find(path).map(|found| found.files)
+}
+
+/// What a path stands for, as [`discover`] has it, and the index that decided it, where one did.
+///
+/// # Errors
+/// As [`discover`].
+pub fn find(path: &Path) -> Result<Found, ModelError> {
     let kind = fs::metadata(path).map_err(|cause| ModelError::Open { cause }.within(path))?;
     if kind.is_dir() {
         let index = path.join(INDEX_NAME);
@@ -35,10 +43,47 @@ pub fn discover(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
     if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(INDEX_SUFFIX)) {
         return from_index(path);
     }
-    Ok(vec![path.to_owned()])
+    Ok(Found { files: vec![path.to_owned()], index: None })
 }
 
-fn from_directory(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The model files that a path stands for.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Found {
+    /// The files, in order.
+    pub files: Vec<PathBuf>,
+    /// The index that named them, where one did.
+    pub index: Option<ShardIndex>,
+}
+
+/// A shard index as it was read: whoever approves it must approve these bytes, because they decided.
+#[derive(Clone)]
+pub struct ShardIndex {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl ShardIndex {
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The very bytes that were parsed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl fmt::Debug for ShardIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ShardIndex({}, {} bytes)", self.path.display(), self.text.len())
+    }
+}
+
+fn from_directory(path: &Path) -> Result<Found, ModelError> {
     let unreadable = |cause| ModelError::Open { cause }.within(path);
     let mut files = Vec::new();
     for entry in fs::read_dir(path).map_err(unreadable)? {
@@ -48,11 +93,12 @@ fn from_directory(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
         }
     }
     files.sort();
-    if files.is_empty() { Err(ModelError::NoModels.within(path)) } else { Ok(files) }
+    if files.is_empty() { Err(ModelError::NoModels.within(path)) } else { Ok(Found { files, index: None }) }
 }
 
-fn from_index(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index = read_index(path).map_err(|fault| fault.within(path))?;
+fn from_index(path: &Path) -> Result<Found, ModelError> {
+    let text = read_index(path).map_err(|fault| fault.within(path))?;
+    let index = parse_index(&text).map_err(|fault| fault.within(path))?;
     let directory = path.parent().unwrap_or(Path::new(""));
     let mut files = Vec::new();
     for (shard, tensors) in index {
@@ -61,7 +107,7 @@ fn from_index(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
         compare(&shard, &tensors, opened.table()).map_err(|fault| fault.within(path))?;
         files.push(file);
     }
-    Ok(files)
+    Ok(Found { files, index: Some(ShardIndex { path: path.to_owned(), text }) })
 }
 
 /// The same names in the index and in the shard. As the index lists each name once, no tensor can be in two shards.
@@ -80,9 +126,8 @@ fn compare(shard: &str, listed: &[Box<str>], table: &TensorTable) -> Result<(), 
 /// Tensor names by shard, both in order. Each name is there once.
 type Shards = BTreeMap<Box<str>, Vec<Box<str>>>;
 
-fn read_index(path: &Path) -> Result<Shards, ModelError> {
-    check_kind(&fs::metadata(path).map_err(|cause| ModelError::Open { cause })?)?;
-    let file = File::open(path).map_err(|cause| ModelError::Open { cause })?;
+fn read_index(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let (file, _) = open_regular(path)?;
     let found = Source::len(&file);
     if found > limits::MAX_INDEX {
         let (what, limit) = ("the index's length", limits::MAX_INDEX);
@@ -90,12 +135,15 @@ fn read_index(path: &Path) -> Result<Shards, ModelError> {
     }
     let mut text = vec![0; usize::try_from(found).unwrap_or_default()];
     read_exact_at(&file, 0, &mut text)?;
+    Ok(text)
+}
 
+fn parse_index(text: &[u8]) -> Result<Shards, ModelError> {
     let mut scan = IndexScan::default();
-    let mut reader = serde_json::Deserializer::from_slice(&text);
+    let mut reader = serde_json::Deserializer::from_slice(text);
     let outcome = reader.deserialize_map(&mut scan).and_then(|()| reader.end());
     if let Err(error) = outcome {
-        let offset = super::safetensors::offset_of(&error, &text);
+        let offset = super::safetensors::offset_of(&error, text);
         return Err(match scan.fault {
             Some(fault) => fault(offset),
             None => ModelError::Json { offset, reason: super::safetensors::reason_of(&error) },

@@ -40,7 +40,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use discover::discover;
+use rustix::fs::{Mode, OFlags};
+
+pub use discover::{Found, ShardIndex, discover, find};
 pub use dtype::{Dtype, UnknownDtype};
 pub use error::ModelError;
 pub use source::{Source, read_exact_at};
@@ -173,12 +175,7 @@ impl ModelFile {
     }
 
     fn open_file(path: &Path, format: Option<Format>) -> Result<ModelFile, ModelError> {
-        // Looked at before it is opened, because opening a pipe would wait for a writer; and after, because the name
-        // may have changed hands.
-        check_kind(&fs::metadata(path).map_err(|cause| ModelError::Open { cause })?)?;
-        let file = File::open(path).map_err(|cause| ModelError::Open { cause })?;
-        let metadata = file.metadata().map_err(|cause| ModelError::Open { cause })?;
-        check_kind(&metadata)?;
+        let (file, metadata) = open_regular(path)?;
         let len = metadata.len();
         if format != Some(Format::Raw) && starts_with(&file, LFS_POINTER)? {
             return Err(ModelError::LfsPointer);
@@ -268,6 +265,18 @@ fn starts_with<const N: usize>(source: &dyn Source, text: &[u8; N]) -> Result<bo
     }
     read_exact_at(source, 0, &mut start)?;
     Ok(start == *text)
+}
+
+/// Opens a regular file with bytes in it, and waits for nobody where the name is that of something else.
+fn open_regular(path: &Path) -> Result<(File, fs::Metadata), ModelError> {
+    let cannot = |cause| ModelError::Open { cause };
+    // Before it is opened, because opening a device may do something; and after, because the name may have changed hands.
+    check_kind(&fs::metadata(path).map_err(cannot)?)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?);
+    let metadata = file.metadata().map_err(cannot)?;
+    check_kind(&metadata)?;
+    Ok((file, metadata))
 }
 
 /// Refuses what is not a regular file with bytes in it.

@@ -17,6 +17,7 @@ pub(crate) struct AttachOptions {
     pub(crate) uids: Vec<u32>,
     /// Digests of the shards that are handed out [default: all].
     pub(crate) digests: Option<Vec<Digest>>,
-    /// Most connections at one time, of which one user has half [default: 512].
+    /// Most connections at one time, 4 or more: an eighth for the daemon's own user and root, of the others half for one user
+    /// [default: 512].
     pub(crate) max_clients: Option<u16>,
 }

@@ -36,6 +36,14 @@ pub(super) fn shard_line(what: &str, shard: &Value, out: &Out) {
     if let Some(approval) = approval(shard) {
         out.line(format_args!("  approved {approval}"));
     }
+    if let Some(problem) = not_attachable(shard) {
+        out.line(format_args!("  {}", out.styled(Style::Yellow, format_args!("cannot be handed out: {problem}"))));
+    }
+}
+
+/// Why a shard cannot be handed out, where that is so.
+fn not_attachable(shard: &Value) -> Option<String> {
+    shard.get("not_attachable").and_then(Value::as_str).map(printable)
 }
 
 /// What approved a shard, where something did.
@@ -125,6 +133,10 @@ pub(super) fn status(status: &Value, out: &Out) {
         if let Some(approval) = approval(shard) {
             out.line(format_args!("{:width$}  {}", "", out.styled(Style::Dim, format_args!("approved {approval}"))));
         }
+        if let Some(problem) = not_attachable(shard) {
+            let problem = out.styled(Style::Yellow, format_args!("cannot be handed out: {problem}"));
+            out.line(format_args!("{:width$}  {problem}", ""));
+        }
     }
     for shard in part("unsealed").as_array().into_iter().flatten() {
         let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
@@ -200,6 +212,9 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     out.line(format_args!("  digest      {}", text(shard, "digest")));
     out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
     out.line(format_args!("  approved    {}", approval(shard).unwrap_or_else(|| "by no manifest".to_owned())));
+    if let Some(problem) = not_attachable(shard) {
+        out.line(format_args!("  hand-out    {}", out.styled(Style::Yellow, problem)));
+    }
     out.line(format_args!("  sealed      {}", text(shard, "sealed_at")));
     out.line(format_args!(
         "  verified    {}; the oldest block {:.1} s ago, passes: {}",

@@ -2,23 +2,27 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use vram_residency::ShardId;
 use vram_residency::attest::statement::{LogPosition, Software};
 use vram_residency::attest::{AttestRequest, Attestation, Fresh, Nonce};
+use vram_residency::json::Object;
 
 use super::registry::Registry;
 use crate::exit::Failure;
 use crate::state;
 
-/// `POST /v1/attest`.
-#[derive(Debug, Serialize, Deserialize)]
+/// `POST /v1/attest`: an object with these fields, and nothing else.
+pub(super) type AttestBody = Object<Asked>;
+
+/// What is asked for.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AttestBody {
-    pub(super) nonce: String,
+pub(super) struct Asked {
+    nonce: String,
     /// None: every shard.
     #[serde(default)]
-    pub(super) shards: Vec<String>,
+    shards: Vec<String>,
 }
 
 /// The key that signs, read when it is needed: it is in memory no longer than that.
@@ -48,7 +52,7 @@ impl KeyFile {
 
 impl Registry {
     /// Verifies shards now and signs for them. Nobody else verifies meanwhile.
-    pub(super) fn attest(&self, key: &KeyFile, body: &AttestBody) -> Result<Attestation, Failure> {
+    pub(super) fn attest(&self, key: &KeyFile, Object(body): &AttestBody) -> Result<Attestation, Failure> {
         let nonce: Nonce = body.nonce.parse().map_err(|error| Failure::usage(format!("{error}")))?;
         if state::is_absent(&key.path) {
             let make = state::make_attest_key(&key.path);

@@ -3,7 +3,7 @@
 //! However many look, a map is made at most once in a while and then given to all of them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -11,6 +11,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use vram_residency::digest::{BLOCK_BYTES, block_count, block_range};
 use vram_residency::{SealedShard, ShardId, ShardState};
 
+use super::lock::lock;
 use super::recent::Recent;
 use super::report::{BlockMapView, BlockView, TensorView, now_ns};
 use crate::exit::Failure;
@@ -60,7 +61,7 @@ impl Maps {
     pub(super) fn get(&self, shard: &SealedShard, recent: &Recent, period: Duration) -> Result<Bytes, Failure> {
         let serves = period.checked_div(4).unwrap_or_default().clamp(SERVES.0, SERVES.1);
         // Held while it is made: those who ask at the same time wait for the same one.
-        let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut maps = lock(&self.0);
         maps.retain(|_, made| made.at.elapsed() < FORGOTTEN);
         // Read before the map is made: what changes meanwhile makes the next one.
         let (changes, standing) = (recent.changes(), Standing::of(shard));

@@ -1,7 +1,5 @@
 //! What the daemon is told: flags over the configuration file over defaults.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +15,7 @@ use crate::approve::Source;
 use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
 use crate::exit::Failure;
 use crate::jobs::Rules;
+use crate::small_file;
 
 /// Prometheus' registry of ports has no other exporter there.
 const PORT: u16 = 9810;
@@ -59,14 +58,19 @@ pub(super) struct Models {
 
 impl Models {
     fn of(options: &ServeOptions) -> Result<Vec<Self>, Failure> {
-        let mut source = options.approval.clone();
-        if source.manifest.is_none() {
-            source = Source {
-                manifest: options.manifest.clone(),
-                manifest_key: options.manifest_key.clone(),
-                manifest_hash: options.manifest_hash,
-            };
-        }
+        let in_file = Source {
+            manifest: options.manifest.clone(),
+            manifest_key: options.manifest_key.clone(),
+            manifest_hash: options.manifest_hash,
+        };
+        check_source(&in_file)?;
+        // Another manifest by flag, and still the signature that the file demands of it.
+        let flags = options.approval.clone();
+        let source = Source {
+            manifest: flags.manifest.or(in_file.manifest),
+            manifest_key: flags.manifest_key.or(in_file.manifest_key),
+            manifest_hash: flags.manifest_hash.or(in_file.manifest_hash),
+        };
         let first = Self { files: options.files.clone(), source };
         let sections = options.models.iter().map(|section| Self {
             files: section.files.clone(),
@@ -78,15 +82,24 @@ impl Models {
         });
         let all: Vec<Self> = std::iter::once(first).chain(sections).collect();
         for Self { files, source } in &all {
-            let wrong = match (&source.manifest, &source.manifest_key, files.is_empty()) {
-                (None, Some(_), _) => "manifest_key is given without a manifest: name that too",
-                (Some(_), _, true) => "a manifest is given without files: name the files or the directory too",
-                _ => continue,
-            };
-            return Err(Failure::usage(wrong));
+            check_source(source)?;
+            if source.manifest.is_some() && files.is_empty() {
+                let message = "a manifest is given without files: name the files or the directory too";
+                return Err(Failure::usage(message));
+            }
         }
         Ok(all)
     }
+}
+
+/// What says something of a manifest, without one, would be believed to hold and does not.
+pub(super) fn check_source(source: &Source) -> Result<(), Failure> {
+    let what = match source {
+        Source { manifest: None, manifest_key: Some(_), .. } => "manifest_key",
+        Source { manifest: None, manifest_hash: Some(_), .. } => "manifest_hash",
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format!("{what} is given without a manifest: name that too")))
 }
 
 impl Settings {
@@ -148,7 +161,7 @@ impl Settings {
 
 fn read(path: &std::path::Path) -> Result<ServeOptions, Failure> {
     let shown = path.display();
-    let text = read_text(path).map_err(|error| {
+    let text = small_file::read_text(path, LARGEST).map_err(|error| {
         Failure::new("config", format!("the configuration {shown} cannot be read: {error}; name a file in TOML"))
     })?;
     toml::from_str(&text).map_err(|error| {
@@ -158,15 +171,4 @@ fn read(path: &std::path::Path) -> Result<ServeOptions, Failure> {
         let what = error.message().replace('\n', " ");
         Failure::usage(format!("{shown}:{line}: {what}; vram serve --help lists every key as a flag, with - for _"))
     })
-}
-
-/// The text of a regular file that is as large as a configuration may be.
-fn read_text(path: &std::path::Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut text = String::new();
-    file.take(LARGEST.saturating_add(1)).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST { Err(io::Error::other("it is larger than 1 MiB")) } else { Ok(text) }
 }

@@ -16,6 +16,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Bytes of a file that are in memory at a time.
 const CHUNK: u64 = 64 << 10;
@@ -90,8 +91,8 @@ fn open(dir: &Path, name: &str) -> io::Result<Option<(File, u64)>> {
     };
     let file = match walk() {
         Ok(opened) => File::from(opened),
-        // Not there, or not what a published log consists of.
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(None),
+        // Not there, or not what a published log consists of, such as a link or a socket.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let about = file.metadata()?;
@@ -150,8 +151,14 @@ mod tests {
         std::os::unix::fs::symlink(outside.join("secret"), dir.join("checkpoint")).unwrap();
         std::os::unix::fs::symlink(outside.join("entries"), dir.join("tile/entries")).unwrap();
         std::fs::create_dir(dir.join("vkey")).unwrap();
+        // Nor is anybody waited for who could write into one of these.
+        let _socket = std::os::unix::net::UnixListener::bind(dir.join("cosigned")).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.join("minimum-index"), fifo, Mode::RUSR, 0).unwrap();
         assert_eq!(open(&dir, "tile/0/000").unwrap().unwrap().1, 4);
-        for name in ["checkpoint", "tile/entries/000", "vkey", "tile/1/000", "tile/0/000/1"] {
+        for name in
+            ["checkpoint", "tile/entries/000", "vkey", "tile/1/000", "tile/0/000/1", "cosigned", "minimum-index"]
+        {
             assert!(open(&dir, name).unwrap().is_none(), "{name}");
         }
         // The directory itself may be a link: the operator put it there.

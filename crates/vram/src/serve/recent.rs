@@ -1,13 +1,16 @@
-//! What the audit trail said last: a few records, and which blocks it called damaged or repaired. So whoever comes late sees
-//! what happened before.
+//! What the audit trail said last: a few records, also of before the daemon's start, and which blocks it called damaged or
+//! repaired since. So whoever comes late sees what happened before.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use audit_logging::{Kind, reader};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::lock::lock;
 use super::report::{MarkState, MarkView, RecordView};
 use crate::output::rfc3339;
 
@@ -28,6 +31,17 @@ const OF_WHOLE_SHARDS: [&[u8]; 4] = [
     br#""event":"ScrubPassed""#,
     br#""event":"SealVerified""#,
 ];
+
+/// Files of the log that are looked into for records of before the start: the one in use, and the one before where that has
+/// only begun. 8 MiB each.
+const FILES: usize = 2;
+
+/// The events at the end of a log, oldest first; none where it cannot be read, which is told elsewhere. What is damaged is
+/// passed over.
+pub(super) fn earlier(dir: &Path) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    let records = reader::tail(dir, FILES).into_iter().flatten().flatten();
+    records.filter(|record| record.kind == Kind::Event).map(|record| (record.seq, record.leaf))
+}
 
 /// The last records, and what they say of blocks. Bounded.
 #[derive(Debug, Default)]
@@ -86,13 +100,17 @@ impl Recent {
                 self.changes.fetch_add(1, Ordering::AcqRel);
             }
         }
-        kept.count = kept.count.saturating_add(1);
-        let nth = kept.count;
-        let (list, most) = if critical { (&mut kept.critical, CRITICAL) } else { (&mut kept.routine, ROUTINE) };
-        let mut record = if list.len() >= most { list.pop_front().unwrap_or_default() } else { Record::default() };
-        record.leaf.clear();
-        record.leaf.extend_from_slice(leaf);
-        list.push_back(Record { nth, seq, leaf: record.leaf });
+        kept.keep(critical, seq, leaf);
+    }
+
+    /// Takes note of records from before this daemon's start, oldest first: they are shown, and say nothing of the blocks of
+    /// what is resident now.
+    pub(super) fn recall(&self, records: impl IntoIterator<Item = (u64, Vec<u8>)>) {
+        let mut kept = self.kept();
+        for (seq, leaf) in records {
+            let critical = contains(&leaf, IS_CRITICAL);
+            kept.keep(critical, Some(seq), &leaf);
+        }
     }
 
     /// When the last record was made; none where there was none.
@@ -132,11 +150,21 @@ impl Recent {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 
 impl Kept {
+    fn keep(&mut self, critical: bool, seq: Option<u64>, leaf: &[u8]) {
+        self.count = self.count.saturating_add(1);
+        let nth = self.count;
+        let (list, most) = if critical { (&mut self.critical, CRITICAL) } else { (&mut self.routine, ROUTINE) };
+        let mut record = if list.len() >= most { list.pop_front().unwrap_or_default() } else { Record::default() };
+        record.leaf.clear();
+        record.leaf.extend_from_slice(leaf);
+        list.push_back(Record { nth, seq, leaf: record.leaf });
+    }
+
     fn mark(&mut self, seq: Option<u64>, leaf: &[u8]) {
         let Ok(said) = serde_json::from_slice::<Said<'_>>(leaf) else { return };
         let Some(shard_id) = said.shard_id else { return };
@@ -230,6 +258,17 @@ mod tests {
             recent.note(None, &record("BlockRepaired", "critical", &format!(r#","block":{block}"#)), 1);
         }
         assert_eq!((recent.records().len(), recent.marks("a").len()), (CRITICAL + ROUTINE, MARKS));
+    }
+
+    #[test]
+    fn what_was_before_the_start_is_shown_and_says_nothing_of_blocks() {
+        let recent = Recent::default();
+        let fault = record("SealVerificationFailed", "critical", r#","first_block":3"#);
+        let passes = (2..500).map(|seq| (seq, record("ScrubPassed", "routine", "")));
+        recent.recall(std::iter::once((1, fault)).chain(passes));
+        let records = recent.records();
+        assert_eq!((records.len(), records[0].seq, records[32].seq), (33, Some(1), Some(499)));
+        assert_eq!((recent.marks("a").len(), recent.last_at(), recent.changes()), (0, None, 0));
     }
 
     #[test]

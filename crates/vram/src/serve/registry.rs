@@ -5,7 +5,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::Duration;
 
 use vram_residency::actor::{Acting, SubjectKey};
@@ -19,7 +19,8 @@ use vram_residency::{
 use super::blocks::Maps;
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
-use super::handout::Leases;
+use super::handout::{Leases, TableFrame};
+use super::lock::lock;
 use super::recent::Recent;
 use super::report::{Drilled, Released, ShardView, UnsealedView};
 use super::retention::Retention;
@@ -38,12 +39,26 @@ struct Place {
     approved: Option<Approved>,
     /// Bytes that were hashed with SHA-256 when it was loaded.
     sha256_bytes: u64,
+    /// What clients are sent of its tensors.
+    table: Arc<TableFrame>,
 }
 
 impl Place {
     fn approval(&self) -> Option<ApprovalView> {
         self.approved.as_ref().map(|approved| approved.view(self.sha256_bytes))
     }
+
+    /// What is told of its shard beside what the shard itself says.
+    fn about(&self) -> About {
+        About { approval: self.approval(), not_attachable: self.table.problem() }
+    }
+}
+
+/// See [`Place::about`].
+#[derive(Default)]
+struct About {
+    approval: Option<ApprovalView>,
+    not_attachable: Option<String>,
 }
 
 enum Held {
@@ -163,8 +178,9 @@ impl Registry {
     fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>, sha256_bytes: u64) -> ShardView {
         self.scrubber.watch(&shard, Some(file.shared_source()));
         let (path, format) = (file.path().to_owned(), file.format());
-        let place = Place { held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes };
-        let view = self.view_with(&shard, place.approval());
+        let table = Arc::new(TableFrame::of(shard.table()));
+        let place = Place { held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes, table };
+        let view = self.view_with(&shard, place.about());
         lock(&self.places).insert(view.shard_id, place);
         view
     }
@@ -182,7 +198,7 @@ impl Registry {
         };
         self.record_revoked(&revoked);
         let released = match &place.held {
-            Held::Sealed(shard) => Released::Sealed(Box::new(self.view_with(shard, place.approval()))),
+            Held::Sealed(shard) => Released::Sealed(Box::new(self.view_with(shard, place.about()))),
             Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed))),
             Held::Busy => return Err(busy(shard_id)),
         };
@@ -407,8 +423,4 @@ fn busy(shard_id: &ShardId) -> Failure {
 
 fn unsealed_view(unsealed: &Unsealed) -> UnsealedView {
     UnsealedView { shard_id: *unsealed.shard_id(), bytes: unsealed.bytes(), reason: unsealed.reason().to_owned() }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

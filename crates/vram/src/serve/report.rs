@@ -135,6 +135,8 @@ pub(crate) struct ShardView {
     pub(crate) protection: Protection,
     /// By which manifest it was approved, where it was.
     pub(crate) approval: Option<ApprovalView>,
+    /// Why it cannot be handed out, however it stands, where that is so.
+    pub(crate) not_attachable: Option<String>,
     pub(crate) sealed_at: String,
     pub(crate) last_verified_at: String,
     pub(crate) oldest_age_seconds: f64,

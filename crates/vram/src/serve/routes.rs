@@ -1,6 +1,5 @@
 //! Which request is answered by what.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -21,7 +20,9 @@ use vram_residency::model::Format;
 
 use super::attest::{AttestBody, KeyFile};
 use super::auth::Token;
+use super::config;
 use super::events::Events;
+use super::host::{for_this_machine, named_once};
 use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ReleaseRequest, ResealRequest, UnsealRequest};
@@ -96,6 +97,7 @@ fn finish(router: Router<Shared>, shared: Shared) -> Router {
             Refusal(StatusCode::METHOD_NOT_ALLOWED, Failure::new("method", message))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(middleware::from_fn(named_once))
         .layer(middleware::map_response(plain))
         .with_state(shared)
 }
@@ -115,27 +117,6 @@ async fn plain(mut response: Response) -> Response {
         headers.entry(name).or_insert(header::HeaderValue::from_static(value));
     }
     response
-}
-
-/// A page of somebody else's whose name leads to this machine is not to read what is answered here: on a local port, only
-/// requests that name this machine are answered.
-async fn for_this_machine(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
-    if !shared.local || host.is_none_or(is_local) {
-        return next.run(request).await;
-    }
-    let message = "this port is for this machine: ask for localhost or its address";
-    Refusal(StatusCode::MISDIRECTED_REQUEST, Failure::new("host", message)).into_response()
-}
-
-/// Whether a host, with or without a port, is this machine by its plain names.
-fn is_local(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 async fn needs_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
@@ -188,13 +169,15 @@ async fn blocks(
     Ok(([(header::CONTENT_TYPE, "application/json")], shared.registry.blocks(&id)?))
 }
 
-async fn block(State(shared): State<Shared>, Path((id, block)): Path<(String, String)>) -> Answer<impl Serialize> {
+async fn block(State(shared): State<Shared>, Named((id, block)): Named<(String, String)>) -> Answer<impl Serialize> {
     let id = ShardId::new(&id).map_err(|error| Failure::usage(error.to_string()))?;
-    let block = block.parse().map_err(|_| Failure::usage("a block is named by its number, counted from 0"))?;
+    let block = number(&block).ok_or_else(|| {
+        Failure::usage("a block is named by its number, counted from 0 and written without signs or leading zeros")
+    })?;
     Ok(Json(shared.registry.block(&id, block)?))
 }
 
-async fn published_file(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Refusal> {
+async fn published_file(State(shared): State<Shared>, Named(name): Named<String>) -> Result<Response, Refusal> {
     match published::file(shared.registry.published(), &name).await {
         Ok(Some(file)) => Ok(file),
         Ok(None) => {
@@ -252,6 +235,7 @@ async fn load(
     let manifest_hash = manifest_hash.map(|hash| hash.parse::<Algorithm>()).transpose();
     let manifest_hash = manifest_hash.map_err(|error| Failure::usage(error.to_string()))?;
     let source = Source { manifest, manifest_key, manifest_hash };
+    config::check_source(&source)?;
     let format = format.map(|format| format.parse::<Format>()).transpose();
     let format = format.map_err(|error| Failure::usage(error.to_string()))?;
     order(shared, peer, "load", None, move |registry| registry.load_files(&files, format, &source)).await
@@ -307,11 +291,29 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let refuse = |message| Refusal(StatusCode::BAD_REQUEST, Failure::usage(message));
-        let Path(text) =
-            Path::<String>::from_request_parts(parts, state).await.map_err(|error| refuse(error.body_text()))?;
-        ShardId::new(&text).map(Self).map_err(|error| refuse(error.to_string()))
+        let Named(text) = Named::<String>::from_request_parts(parts, state).await?;
+        Ok(Self(ShardId::new(&text).map_err(|error| Failure::usage(error.to_string()))?))
     }
+}
+
+/// What a path names.
+struct Named<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(named) = Path::from_request_parts(parts, state).await.map_err(|error| {
+            let message = format!("the path is not understood: {}; write it as UTF-8", error.body_text());
+            Refusal(StatusCode::BAD_REQUEST, Failure::usage(message))
+        })?;
+        Ok(Self(named))
+    }
+}
+
+/// A number in the one way in which it is written.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
 }
 
 /// Carries out an order of the control socket's peer, recorded first.
@@ -339,7 +341,7 @@ async fn work<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Sen
 }
 
 /// An answer that says why not.
-struct Refusal(StatusCode, Failure);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) Failure);
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {

@@ -1,9 +1,11 @@
 //! Since when things are as they are, as far as the daemon saw it: it looks several times a second.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use vram_residency::{ShardId, ShardState};
+
+use super::lock::lock;
 
 /// What was seen last, and when it was seen first. Times are nanoseconds since 1970.
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ impl Since {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -3,7 +3,7 @@
 mod policy;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
@@ -21,7 +21,7 @@ use crate::cli::Attest;
 use crate::exit::Failure;
 use crate::jobs::count;
 use crate::output::{Out, Style, printable, rfc3339, size};
-use crate::state;
+use crate::{small_file, state};
 
 /// Does one of the three.
 pub(super) fn run(options: &Attest, out: &Out) -> Result<(), Failure> {
@@ -135,18 +135,16 @@ fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result
     Ok(())
 }
 
+/// The bytes of an attestation. One that is longer than any that is made is not believed either.
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let most = u64::try_from(MAX_ENVELOPE).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    // A pipe without a writer is not waited for.
-    let read = state::open_key(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => Ok(bytes),
-        Err(error) => {
-            let shown = path.display();
-            Err(Failure::new("file", format!("the attestation {shown} cannot be read: {error}; check the path")))
+    let shown = path.display();
+    small_file::read(path, u64::try_from(MAX_ENVELOPE).unwrap_or(u64::MAX)).map_err(|error| {
+        if error.kind() == io::ErrorKind::FileTooLarge {
+            Failure::integrity("attestation", format!("{shown} is no attestation: {error}; check the path"))
+        } else {
+            Failure::new("file", format!("the attestation {shown} cannot be read: {error}; check the path"))
         }
-    }
+    })
 }
 
 fn keygen(options: &Attest, out: &Out) -> Result<(), Failure> {

@@ -2,8 +2,7 @@
 //!
 //! Nothing that decides has a default: a policy that forgets to say what memory it asks for is refused, not lax.
 
-use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use vram_residency::device::{DeviceUuid, Protection, Residency};
 use vram_residency::digest::Expected;
 
 use crate::exit::Failure;
+use crate::small_file;
 
 /// Bytes of a policy, at most.
 const LARGEST: u64 = 1 << 20;
@@ -41,14 +41,13 @@ struct Text {
 /// Reads a policy file.
 pub(super) fn read(path: &Path) -> Result<Policy, Failure> {
     let shown = path.display();
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LARGEST.saturating_add(1)).read_to_string(&mut text));
-    read.map_err(|error| {
-        Failure::new("config", format!("the policy {shown} cannot be read: {error}; name a file in TOML"))
+    let text = small_file::read_text(path, LARGEST).map_err(|error| {
+        let message = format!("the policy {shown} cannot be read: {error}; name a file in TOML");
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => Failure::usage(message),
+            _ => Failure::new("config", message),
+        }
     })?;
-    if text.len() as u64 > LARGEST {
-        return Err(Failure::usage(format!("the policy {shown} is larger than 1 MiB; name a policy")));
-    }
     parse(&text).map_err(|wrong| Failure::usage(format!("{shown}: {wrong}; docs/attestation.md has every key")))
 }
 

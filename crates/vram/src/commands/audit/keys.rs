@@ -1,5 +1,6 @@
 //! Whose signatures count, and where that was learned.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use audit_logging::Disk;
@@ -10,7 +11,7 @@ use serde::Serialize;
 
 use crate::cli::{Global, Trusted};
 use crate::exit::Failure;
-use crate::state;
+use crate::{small_file, state};
 
 /// Largest file of keys that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -88,7 +89,7 @@ pub(super) fn given(words: &[String], flag: &str, wanted: Algorithm) -> Result<V
     let mut keys: Vec<VerifierKey> = Vec::new();
     for word in words {
         let path = Path::new(word);
-        let text = if path.is_file() { read(path, flag)? } else { word.clone() };
+        let text = if path.exists() { read(path, flag)? } else { word.clone() };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let key = VerifierKey::parse(line).map_err(|error| {
                 let what = match (path.is_file(), word.contains('+')) {
@@ -111,11 +112,8 @@ pub(super) fn given(words: &[String], flag: &str, wanted: Algorithm) -> Result<V
 }
 
 fn read(path: &Path, flag: &str) -> Result<String, Failure> {
-    let shown = path.display();
-    let length = std::fs::metadata(path).map_or(0, |facts| facts.len());
-    if length > MAX_FILE {
-        return Err(Failure::usage(format!("{flag} {shown} has {length} bytes, more than any file of keys")));
-    }
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::new("key", format!("{flag} {shown} cannot be read: {error}; check the path")))
+    small_file::read_text(path, MAX_FILE).map_err(|error| {
+        let message = format!("{flag} {} cannot be read: {error}; check the path", path.display());
+        if error.kind() == io::ErrorKind::FileTooLarge { Failure::usage(message) } else { Failure::new("key", message) }
+    })
 }

@@ -1,6 +1,6 @@
 //! `vram audit prove` and `vram audit check-proof`: one record, shown to be in the log by one small file.
 
-use std::io::{Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use audit_logging::tlog::checkpoint::Checkpoint;
@@ -20,6 +20,7 @@ use super::show::{self, Line, line};
 use crate::cli::{AuditCheckProof, AuditProve, Global};
 use crate::exit::Failure;
 use crate::output::{Out, Style, printable, rfc3339};
+use crate::small_file;
 
 /// A proof that carries its record stays below this. Longer records travel on their own.
 const SMALL: usize = 2048;
@@ -300,18 +301,16 @@ fn refused(error: &ProofError) -> Failure {
     }
 }
 
-/// A small file, of whatever kind: no more is read of it than it may have.
+/// A small file that was named: no more is read of it than it may have.
 pub(super) fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
-    let shown = path.display();
-    let cannot =
-        |error: std::io::Error| Failure::new("file", format!("{shown} cannot be read: {error}; check the path"));
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(cannot)?;
-    file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > most {
-        return Err(Failure::usage(format!("{shown} has more than the {most} bytes that it can have; check the path")));
-    }
-    Ok(bytes)
+    small_file::read(path, most).map_err(|error| {
+        let message = format!("{} cannot be read: {error}; check the path", path.display());
+        if error.kind() == io::ErrorKind::FileTooLarge {
+            Failure::usage(message)
+        } else {
+            Failure::new("file", message)
+        }
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {

@@ -1,7 +1,8 @@
 //! Who is connected, and who holds what. The connection is the holder: when it ends, so do its leases.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -10,7 +11,9 @@ use vram_residency::handout::ErrorCode;
 use vram_residency::metrics as names;
 use vram_residency::{SealedShard, ShardId, ShardState};
 
+use super::room::{Room, Verdict};
 use super::rules::Refusal;
+use crate::serve::lock::lock;
 use crate::serve::report::{ClientView, HandoutView, LeaseView};
 
 /// Leases on one connection, at most.
@@ -65,25 +68,35 @@ pub(crate) struct Gone {
 pub(super) type Stand = (u64, Option<(ShardState, Duration, u64)>);
 
 impl Leases {
-    /// A place for a connection. Where there are too many, the oldest that holds nothing goes: first of the same user, who
-    /// has half of the places, then of all.
+    /// A place for a connection. Where there is none for this user, the oldest one goes that holds nothing and may go for
+    /// him: first of his own, then of whoever has most.
     pub(super) fn admit(
         &self,
         uid: u32,
         pid: Option<i32>,
-        most: usize,
+        room: &Room,
     ) -> Result<(u64, oneshot::Receiver<()>), Refusal> {
         let mut table = self.lock();
-        for (limit, own) in [(most / 2, true), (most, false)] {
-            let counts = |client: &Client| !own || client.uid == uid;
-            while table.clients.values().filter(|client| counts(client)).count() >= limit {
-                let idle = table.clients.iter().find(|(_, client)| counts(client) && client.leases.is_empty());
-                let Some(number) = idle.map(|(number, _)| *number) else {
-                    let message = format!("{limit} connections are open, and each holds a shard; close one");
-                    return Err(Refusal::new(ErrorCode::TooManyClients, message));
-                };
-                table.clients.remove(&number);
-            }
+        loop {
+            let taken = table.taken();
+            let (verdict, others) = match room.check(uid, &taken) {
+                Verdict::Free => break,
+                Verdict::Own(share) => {
+                    (format!("your user has {share} connections, and each holds a shard; close one"), false)
+                }
+                Verdict::Full(most) => {
+                    (format!("the {most} places are taken or kept for other users; close a connection"), true)
+                }
+            };
+            let idle = table.clients.iter().filter(|(_, client)| client.leases.is_empty());
+            let his = |client: &Client| client.uid == uid;
+            let may_go = idle
+                .filter(|(_, client)| his(client) || (others && room.may_displace(uid, client.uid, &taken)))
+                .max_by_key(|(number, client)| (his(client), taken.get(&client.uid), Reverse(**number)));
+            let Some(number) = may_go.map(|(number, _)| *number) else {
+                return Err(Refusal::new(ErrorCode::TooManyClients, verdict));
+            };
+            table.clients.remove(&number);
         }
         table.last_client = table.last_client.saturating_add(1);
         let number = table.last_client;
@@ -184,11 +197,21 @@ impl Leases {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 
 impl Table {
+    /// How many connections each user has.
+    fn taken(&self) -> BTreeMap<u32, usize> {
+        let mut taken = BTreeMap::new();
+        for client in self.clients.values() {
+            let count: &mut usize = taken.entry(client.uid).or_default();
+            *count = count.saturating_add(1);
+        }
+        taken
+    }
+
     fn all(&self) -> impl Iterator<Item = &Lease> {
         self.clients.values().flat_map(|client| client.leases.values())
     }

@@ -10,25 +10,28 @@
 
 mod leases;
 mod pace;
+mod refusals;
+mod room;
 mod rules;
+mod table;
 mod talk;
 mod wire;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::Unit;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use vram_residency::handout::{Answer, ErrorCode, TensorInfo, encode};
+use vram_residency::HandoutEvent;
+use vram_residency::handout::{ErrorCode, encode};
 use vram_residency::metrics as names;
-use vram_residency::{HandoutEvent, SealedShard, ShardId};
 
 use self::pace::{Bucket, Pace};
+use self::refusals::{Due, Refusals};
 use self::talk::Talk;
 use super::registry::Registry;
 use super::socket::Control;
@@ -36,15 +39,14 @@ use crate::exit::Failure;
 
 pub(super) use self::leases::{Gone, Leases};
 pub(super) use self::rules::{Refusal, Rules, Which};
+pub(super) use self::table::TableFrame;
 
 /// How long to wait after an accept that failed, for instance because descriptors ran out.
 const BREATHER: Duration = Duration::from_millis(100);
 /// How long the end of all conversations may take.
 const GOOD_BYES: Duration = Duration::from_secs(3);
-/// How often gauges are brought up to date: sooner than the exporter forgets them.
+/// How often gauges are brought up to date, sooner than the exporter forgets them, and refusals without a record looked at.
 const SHOW: Duration = Duration::from_secs(1);
-/// What all users together who may not connect get recorded: so many at once, and one in so long.
-const STRANGERS: Bucket = Bucket { burst: 10, every: Duration::from_secs(1) };
 /// What one user gets done and recorded: so many at once, and one in so long. More of it is answered later.
 const REQUESTS: Bucket = Bucket { burst: 1000, every: Duration::from_millis(2) };
 
@@ -70,13 +72,8 @@ pub(super) struct Shared {
     registry: Arc<Registry>,
     rules: Rules,
     requests: Pace<u32>,
-    strangers: Pace<()>,
-    /// Tables that are being sent, so that a crowd that asks for one shard costs the memory of one.
-    tables: Mutex<Tables>,
+    refusals: Refusals,
 }
-
-/// By shard and the time of its seal.
-type Tables = BTreeMap<(ShardId, u64), Weak<Vec<u8>>>;
 
 impl Door {
     /// Binds the socket, unless nothing is to be handed out.
@@ -110,8 +107,7 @@ impl Door {
             registry: Arc::clone(registry),
             rules: self.rules,
             requests: Pace::new(REQUESTS),
-            strangers: Pace::new(STRANGERS),
-            tables: Mutex::default(),
+            refusals: Refusals::default(),
         });
         let thread = std::thread::Builder::new().name("vram-handout".to_owned());
         let thread = thread.spawn(move || runtime.block_on(serve(listener, shared, ended))).map_err(cannot)?;
@@ -152,6 +148,7 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, mut ended: watch::Re
             Some(_) = talks.join_next() => continue,
             _ = show.tick() => {
                 shared.registry.leases().show();
+                shared.record(shared.refusals.due(Instant::now(), false));
                 continue;
             }
             _ = ended.changed() => break,
@@ -182,6 +179,7 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, mut ended: watch::Re
     let _ = tokio::time::timeout(GOOD_BYES, async { while talks.join_next().await.is_some() {} }).await;
     talks.abort_all();
     while talks.join_next().await.is_some() {}
+    shared.record(shared.refusals.due(Instant::now(), true));
     shared.registry.leases().show();
 }
 
@@ -209,32 +207,24 @@ fn admit(shared: &Arc<Shared>, stream: &UnixStream) -> Result<(Seat, oneshot::Re
         Refusal::new(ErrorCode::ForbiddenUser, format!("the kernel does not say who you are: {error}"))
     })?;
     let (uid, pid) = (peer.uid(), peer.pid());
-    if let Err(refusal) = shared.rules.check_user(uid) {
-        count_attach(refusal.code.as_str());
-        if shared.strangers.is_due(()) {
-            let _acting = shared.registry.acting_for(uid);
-            shared.registry.record_refused(&refusal);
-        }
-        return Err(refusal);
-    }
-    let admitted = shared.registry.leases().admit(uid, pid, shared.rules.max_clients);
-    let (client, evicted) = admitted.inspect_err(|refusal| count_attach(refusal.code.as_str()))?;
+    shared.rules.check_user(uid).inspect_err(|refusal| shared.refuse(refusal, uid))?;
+    let admitted = shared.registry.leases().admit(uid, pid, &shared.rules.room);
+    let (client, evicted) = admitted.inspect_err(|refusal| shared.refuse(refusal, uid))?;
     Ok((Seat { registry: Arc::clone(&shared.registry), client, uid, reason: "gone" }, evicted))
 }
 
 impl Shared {
-    /// The frame with a shard's tensor table.
-    fn table(&self, shard: &SealedShard) -> Result<Arc<Vec<u8>>, Refusal> {
-        let key = (*shard.shard_id(), shard.sealed_at_ns());
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = tables.get(&key).and_then(Weak::upgrade) {
-            return Ok(table);
+    /// Counts a refusal, and sees that it gets on record.
+    fn refuse(&self, refusal: &Refusal, uid: u32) {
+        count_attach(refusal.code.as_str());
+        self.record(self.refusals.note(refusal, uid, Instant::now()));
+    }
+
+    fn record(&self, due: impl IntoIterator<Item = Due>) {
+        for (refusal, uid, unrecorded) in due {
+            let _acting = self.registry.acting_for(uid);
+            self.registry.record_refused(&refusal, unrecorded);
         }
-        let frame = encode(&Answer::Tensors { tensors: TensorInfo::all(shard.table()) });
-        let frame = Arc::new(frame.map_err(|error| Refusal::new(ErrorCode::Device, error.to_string()))?);
-        tables.retain(|_, table| table.strong_count() > 0);
-        tables.insert(key, Arc::downgrade(&frame));
-        Ok(frame)
     }
 }
 
@@ -252,9 +242,9 @@ impl Registry {
         let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
     }
 
-    fn record_refused(&self, refusal: &Refusal) {
-        let shard_id = refusal.shard_id.as_deref();
-        let event = HandoutEvent::Refused { shard_id, code: refusal.code, reason: &refusal.message };
+    fn record_refused(&self, refusal: &Refusal, unrecorded: u64) {
+        let (shard_id, code, reason) = (refusal.shard_id.as_deref(), refusal.code, refusal.message.as_str());
+        let event = HandoutEvent::Refused { shard_id, code, reason, unrecorded };
         let _ = self.record_handout(event);
     }
 }

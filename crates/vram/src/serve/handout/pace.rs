@@ -1,8 +1,10 @@
 //! How often something may happen, for each of several keys.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::serve::lock::lock;
 
 /// So many at once, and then one in so long.
 #[derive(Debug, Clone, Copy)]
@@ -26,21 +28,21 @@ impl<K: Ord + Copy> Pace<K> {
 
     /// How long it is until the next turn comes, which is not taken by that.
     pub(super) fn wait_for(&self, key: K) -> Duration {
-        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = lock(&self.turns);
         turns.get(&key).map_or(Duration::ZERO, |turn| self.wait(*turn, Instant::now()))
     }
 
     /// Takes a turn if it has come.
     pub(super) fn is_due(&self, key: K) -> bool {
         let now = Instant::now();
-        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = lock(&self.turns);
         let due = turns.get(&key).is_none_or(|turn| self.wait(*turn, now).is_zero());
         drop(turns);
         due && self.take_at(key, now).is_zero()
     }
 
     fn take_at(&self, key: K, now: Instant) -> Duration {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = lock(&self.turns);
         turns.retain(|_, turn| *turn > now);
         let turn = turns.get(&key).copied().unwrap_or(now);
         turns.insert(key, turn.checked_add(self.bucket.every).unwrap_or(turn));

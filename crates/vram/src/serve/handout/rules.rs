@@ -8,10 +8,11 @@ use vram_residency::ShardId;
 use vram_residency::digest::Digest;
 use vram_residency::handout::{Answer, ErrorCode, socket_beside};
 
+use super::room::Room;
 use crate::cli::AttachOptions;
 use crate::exit::Failure;
 
-/// Connections at one time, unless it is told otherwise. One user has half of them at most.
+/// Connections at one time, unless it is told otherwise.
 const CLIENTS: u16 = 512;
 
 /// What is allowed.
@@ -23,7 +24,8 @@ pub(crate) struct Rules {
     uids: BTreeSet<u32>,
     /// None: all.
     digests: Option<Vec<Digest>>,
-    pub(crate) max_clients: usize,
+    /// Whose connections there may be, and how many.
+    pub(super) room: Room,
     own: u32,
 }
 
@@ -66,15 +68,20 @@ impl Rules {
             return Err(Failure::usage(message));
         }
         let max_clients = options.max_clients.unwrap_or(CLIENTS);
-        if max_clients < 2 {
-            return Err(Failure::usage("[attach] max_clients is less than 2, of which one user has half; raise it"));
+        if max_clients < Room::LEAST {
+            let least = Room::LEAST;
+            let message = format!(
+                "[attach] max_clients is less than {least}; two places are kept for the daemon's own user and root; raise it"
+            );
+            return Err(Failure::usage(message));
         }
+        let uids: BTreeSet<u32> = options.uids.iter().copied().chain([own, 0]).collect();
         Ok(Self {
             enabled: options.enabled.unwrap_or(true),
             socket,
-            uids: options.uids.iter().copied().chain([own, 0]).collect(),
+            room: Room::new(max_clients, own, uids.clone()),
+            uids,
             digests: options.digests.clone(),
-            max_clients: max_clients.into(),
             own,
         })
     }
@@ -98,6 +105,11 @@ impl Rules {
         }
         let message = "this shard is not handed out; the daemon's operator can name its digest in [attach] digests";
         Err(Refusal::new(ErrorCode::ForbiddenDigest, message))
+    }
+
+    /// Whether nothing is on no list.
+    pub(crate) fn allows_all(&self) -> bool {
+        self.digests.is_none()
     }
 
     pub(crate) fn allows(&self, digest: Digest) -> bool {
@@ -162,6 +174,6 @@ mod tests {
         }
         let same = toml::from_str("socket = \"/run/a\"").unwrap();
         assert!(Rules::of(&same, Path::new("/run/a")).is_err());
-        assert!(Rules::of(&toml::from_str("max_clients = 1").unwrap(), Path::new("/run/a")).is_err());
+        assert!(Rules::of(&toml::from_str("max_clients = 3").unwrap(), Path::new("/run/a")).is_err());
     }
 }

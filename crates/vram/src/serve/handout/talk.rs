@@ -14,7 +14,7 @@ use vram_residency::{HandoutEvent, SealedShard, ShardState};
 
 use super::rules::{Refusal, Which};
 use super::wire::{Came, Wire};
-use super::{Seat, Shared, count_attach};
+use super::{Seat, Shared, TableFrame, count_attach};
 
 /// A client introduces himself within this time.
 const HELLO_TIME: Duration = Duration::from_secs(5);
@@ -205,11 +205,7 @@ impl Talk {
                 self.tell().await
             }
             Err(refusal) => {
-                count_attach(refusal.code.as_str());
-                {
-                    let _acting = self.shared.registry.acting_for(self.seat.uid);
-                    self.shared.registry.record_refused(&refusal);
-                }
+                self.shared.refuse(&refusal, self.seat.uid);
                 self.say(&refusal.answer()).await
             }
         }
@@ -218,8 +214,8 @@ impl Talk {
     /// Makes a lease, on record before anything leaves.
     fn lend(&self, which: &Which) -> Result<Lent, Refusal> {
         let (shared, client) = (&self.shared, self.seat.client);
-        let (shard, lease) = shared.registry.lend(which, &shared.rules, client)?;
-        let lent = self.hand_out(&shard, lease);
+        let (shard, lease, table) = shared.registry.lend(which, &shared.rules, client)?;
+        let lent = self.hand_out(&shard, lease, &table);
         lent.map_err(|refusal| {
             // Never on record as lent.
             let _ = shared.registry.leases().remove(client, lease);
@@ -227,9 +223,9 @@ impl Talk {
         })
     }
 
-    fn hand_out(&self, shard: &SealedShard, lease: u64) -> Result<Lent, Refusal> {
+    fn hand_out(&self, shard: &SealedShard, lease: u64, table: &TableFrame) -> Result<Lent, Refusal> {
         let registry = &self.shared.registry;
-        let table = self.shared.table(shard)?;
+        let table = table.frame(shard.table())?;
         let cannot = |error: &dyn std::fmt::Display| Refusal::new(ErrorCode::Device, error.to_string());
         let Export::MemoryFile { file, offset } = shard.export().map_err(|error| cannot(&error))? else {
             return Err(cannot(

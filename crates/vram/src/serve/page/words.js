@@ -160,7 +160,8 @@ function judge(status, records) {
     const fault = shard.last_fault;
     if (!fault || fault.outcome !== "repaired" || !IN_ORDER.includes(shard.state)) continue;
     // The bytes were lent until it was found, or, where damage is only logged, until it was repaired.
-    const record = records.findLast((one) => one.event === "BlockRepaired" && one.shard_id === shard.shard_id && one.block === fault.block);
+    const record = records.findLast((one) => one.event === "BlockRepaired" && one.shard_id === shard.shard_id && one.block === fault.block &&
+      one.time_ns >= fault.found_ns);
     const lentUntil = status.on_failure !== "log" ? fault.found_ns / 1e6 : record ? record.time_ns / 1e6 : Date.parse(shard.state_since);
     add("note", `Repaired: block ${fault.block}${fault.tensor ? ` in ${clean(fault.tensor)}` : ""} of ${clean(shard.shard_id)}, ` +
       `found at ${clock(fault.found_ns / 1e6)} (${clean(fault.kind)})` +

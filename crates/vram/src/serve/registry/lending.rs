@@ -1,14 +1,16 @@
 //! Which shards are lent to other processes, and what keeps one from being given up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vram_residency::handout::ErrorCode;
 use vram_residency::{HandoutEvent, SealedShard, ShardId};
 
-use super::{Held, Place, Registry, lock};
+use super::{Held, Place, Registry};
 use crate::exit::Failure;
-use crate::serve::handout::{Gone, Leases, Refusal, Rules, Which};
+use crate::serve::handout::{Gone, Leases, Refusal, Rules, TableFrame, Which};
+use crate::serve::lock::lock;
 
 /// Ids that a refusal names, at most.
 const SHOWN: usize = 8;
@@ -44,24 +46,33 @@ impl Registry {
         which: &Which,
         rules: &Rules,
         client: u64,
-    ) -> Result<(SealedShard, u64), Refusal> {
+    ) -> Result<(SealedShard, u64, Arc<TableFrame>), Refusal> {
         let places = lock(&self.places);
         let matching = match which {
             Which::Digest(digest) => {
                 let is_it = |place: &Place| matches!(&place.held, Held::Sealed(shard) if shard.digest() == *digest);
                 places.iter().filter(|(_, place)| is_it(place)).collect()
             }
-            Which::Name(name) => called(&places, name),
+            Which::Name(name) => {
+                let called = called(&places, name);
+                let sealed = |place: &Place| matches!(place.held, Held::Sealed(_));
+                match &*called {
+                    // One that is named as it is called, and is not for this client: he is told that much.
+                    [(_, place)] if sealed(place) => called,
+                    // Of what he may not have, nothing is told: neither that it is there nor that others are.
+                    _ => called.into_iter().filter(|(_, place)| place.is_allowed(rules)).collect(),
+                }
+            }
         };
         if matches!(which, Which::Name(_)) && matching.len() > 1 {
-            let message = format!("several shards are called so{}; ask for one by its id", ids(&matching, rules, ": "));
+            let message = format!("several shards are called so: {}; ask for one by its id", ids(&matching));
             return Err(Refusal::new(ErrorCode::Ambiguous, message));
         }
         let mut refused = None;
         for (shard_id, place) in matching {
             let refusal = match &place.held {
-                Held::Sealed(shard) => match self.lend_this(shard, rules, client) {
-                    Ok(lease) => return Ok((shard.clone(), lease)),
+                Held::Sealed(shard) => match self.lend_this(shard, &place.table, rules, client) {
+                    Ok(lease) => return Ok((shard.clone(), lease, Arc::clone(&place.table))),
                     Err(refusal) => refusal,
                 },
                 Held::Unsealed(_) | Held::Busy => {
@@ -72,8 +83,9 @@ impl Registry {
             refused = Some(refusal.of(*shard_id));
         }
         Err(refused.unwrap_or_else(|| {
-            let all: Vec<_> = places.iter().collect();
-            let message = match (which, ids(&all, rules, "")) {
+            let sealed = |place: &Place| matches!(place.held, Held::Sealed(_)) && place.is_allowed(rules);
+            let all: Vec<_> = places.iter().filter(|(_, place)| sealed(place)).collect();
+            let message = match (which, ids(&all)) {
                 (Which::Name(name), _) if name.starts_with("sha256:") => {
                     "shards are asked for by blake3:HEX, not by SHA-256; vram status shows their digests".to_owned()
                 }
@@ -84,8 +96,12 @@ impl Registry {
         }))
     }
 
-    fn lend_this(&self, shard: &SealedShard, rules: &Rules, client: u64) -> Result<u64, Refusal> {
+    fn lend_this(&self, shard: &SealedShard, table: &TableFrame, rules: &Rules, client: u64) -> Result<u64, Refusal> {
         rules.check_digest(shard.digest())?;
+        if let Some(problem) = table.problem() {
+            let message = format!("'{}' cannot be handed out: {problem}", shard.shard_id());
+            return Err(Refusal::new(ErrorCode::Device, message));
+        }
         let fresh = shard.ensure_fresh(self.period.saturating_mul(2));
         fresh.map_err(|error| {
             Refusal::new(ErrorCode::NotVerified, format!("'{}' is not handed out: {error}", shard.shard_id()))
@@ -129,17 +145,22 @@ fn called<'a>(places: &'a BTreeMap<ShardId, Place>, name: &str) -> Vec<(&'a Shar
     if of_models.is_empty() { places.iter().filter(|(_, place)| by_file(place)).collect() } else { of_models }
 }
 
-/// A few ids, of shards that may be lent, behind a word; nothing where there are none.
-fn ids(places: &[(&ShardId, &Place)], rules: &Rules, before: &str) -> String {
-    let allowed = places.iter().filter(|(_, place)| match &place.held {
-        Held::Sealed(shard) => rules.allows(shard.digest()),
-        Held::Unsealed(_) | Held::Busy => false,
-    });
-    let all: Vec<&str> = allowed.map(|(shard_id, _)| shard_id.as_str()).collect();
-    let shown: Vec<&str> = all.iter().copied().take(SHOWN).collect();
-    match all.len().saturating_sub(shown.len()) {
-        _ if all.is_empty() => String::new(),
-        0 => format!("{before}{}", shown.join(", ")),
-        more => format!("{before}{} and {more} more", shown.join(", ")),
+impl Place {
+    /// Whether the clients may have it, or could while it was sealed.
+    fn is_allowed(&self, rules: &Rules) -> bool {
+        match &self.held {
+            Held::Sealed(shard) => rules.allows(shard.digest()),
+            Held::Unsealed(unsealed) => rules.allows(unsealed.previous()),
+            Held::Busy => rules.allows_all(),
+        }
+    }
+}
+
+/// A few ids.
+fn ids(places: &[(&ShardId, &Place)]) -> String {
+    let shown: Vec<&str> = places.iter().take(SHOWN).map(|(shard_id, _)| shard_id.as_str()).collect();
+    match places.len().saturating_sub(shown.len()) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

@@ -7,11 +7,11 @@ use vram_residency::audit::TrailHealth;
 use vram_residency::scrub::ScrubStatus;
 use vram_residency::{SealedShard, ShardId};
 
-use super::{Held, Place, Registry, lock, unsealed_view};
-use crate::approve::ApprovalView;
+use super::{About, Held, Place, Registry, unsealed_view};
 use crate::exit::Failure;
 use crate::output::rfc3339;
 use crate::serve::blocks;
+use crate::serve::lock::lock;
 use crate::serve::report::{AuditView, BlockView, DeviceView, Health, ShardView, StatusView, UnsealedView, now_ns};
 
 impl Registry {
@@ -38,7 +38,7 @@ impl Registry {
         let (mut shards, mut unsealed) = (Vec::new(), Vec::new());
         for (shard_id, place) in &*lock(&self.places) {
             match &place.held {
-                Held::Sealed(shard) => shards.push(self.view_with(shard, place.approval())),
+                Held::Sealed(shard) => shards.push(self.view_with(shard, place.about())),
                 Held::Unsealed(without) => unsealed.push(unsealed_view(without)),
                 Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
             }
@@ -148,12 +148,12 @@ impl Registry {
     }
 
     pub(super) fn view(&self, shard: &SealedShard) -> ShardView {
-        let approval = lock(&self.places).get(shard.shard_id()).and_then(Place::approval);
-        self.view_with(shard, approval)
+        let about = lock(&self.places).get(shard.shard_id()).map(Place::about).unwrap_or_default();
+        self.view_with(shard, about)
     }
 
     /// The same, also where the places are locked.
-    pub(super) fn view_with(&self, shard: &SealedShard, approval: Option<ApprovalView>) -> ShardView {
+    pub(super) fn view_with(&self, shard: &SealedShard, about: About) -> ShardView {
         let scrub = self.scrubber.shard_status(shard);
         let state = shard.state();
         ShardView {
@@ -168,7 +168,8 @@ impl Registry {
             state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
             residency: shard.residency(),
             protection: shard.protection(),
-            approval,
+            approval: about.approval,
+            not_attachable: about.not_attachable,
             sealed_at: rfc3339(shard.sealed_at_ns()),
             last_verified_at: rfc3339(shard.last_verified_ns()),
             oldest_age_seconds: shard.oldest_age().as_secs_f64(),

@@ -26,8 +26,8 @@ exec "$here/vram-gpu-check" "$@"
 const README: &str = "\
 vram-gpu-check: what vram-residency does on an NVIDIA GPU, checked and measured on this machine.
 
-Needs Linux on x86-64 with glibc 2.34 or newer (built on Debian 12), an NVIDIA driver of CUDA 11.8 or
-newer, and a GPU that nobody else uses meanwhile. No Rust, no CUDA toolkit, no network. It changes no setting of the card.
+Needs Linux on x86-64 with glibc 2.34 or newer (built on Debian 12), an NVIDIA driver of CUDA 11.8 or newer, and a GPU
+that nobody else uses meanwhile. No Rust, no CUDA toolkit, no network. It changes no setting of the card.
 
     ./run.sh                    all sections, at most 8 minutes; writes gpu-check.json and gpu-check.md
     ./run.sh --out DIR          the results go there (without it: to $OUT, or else the working directory)

@@ -10,6 +10,7 @@ mod debian;
 mod deploy;
 mod foreign;
 mod fuzz;
+mod gpu;
 mod hot;
 mod kernels;
 mod model;
@@ -80,6 +81,7 @@ fn help() {
     println!("    {:<32} {} (only with --with-ceph)", steps::CEPH.name, steps::CEPH.help);
     println!("    {:<32} {} (only with --with-candle)", steps::CANDLE.name, steps::CANDLE.help);
     println!("\n  {:<34} {}", "bench [--save] [--rounds N]", bench::HELP);
+    println!("  {:<34} {}", "gpu-check [--run]", gpu::HELP);
     println!("  {:<34} long runs that CI does not do:", "campaign NAME");
     for campaign in campaign::CAMPAIGNS {
         println!("    {:<32} {}", campaign.name, campaign.help);
@@ -103,6 +105,7 @@ fn dispatch(mut words: Vec<String>) -> Result<()> {
         "help" | "--help" | "-h" => help(),
         "test" => steps::test(&ctx, args)?,
         "bench" => bench::run(&ctx, args)?,
+        "gpu-check" => gpu::run_verb(&ctx, args)?,
         "campaign" => campaign::run(&ctx, args)?,
         name => match steps::STEPS.iter().chain([&steps::CEPH, &steps::CANDLE]).find(|step| step.name == name) {
             Some(step) => steps::run_list(&ctx, &[step], args)?,

@@ -27,6 +27,8 @@ mod host;
 pub(crate) mod mapping;
 pub mod measure;
 
+#[cfg(feature = "gpu-check")]
+pub use cuda::measure as cuda_measure;
 pub use cuda::{
     CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
     disable_kernel_cache,

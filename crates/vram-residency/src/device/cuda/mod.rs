@@ -23,6 +23,8 @@ mod kernels;
 mod lane;
 mod ledger;
 mod load;
+#[cfg(feature = "gpu-check")]
+pub mod measure;
 mod region;
 mod residency;
 mod speed;

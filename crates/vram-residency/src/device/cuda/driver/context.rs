@@ -12,7 +12,7 @@ use super::{CudaError, Driver};
 /// A device that this process may use.
 pub(in crate::device::cuda) struct Context {
     pub(super) driver: Arc<Driver>,
-    raw: RawContext,
+    pub(super) raw: RawContext,
     device: Ordinal,
     /// The result with which the context died; 0 while it lives.
     lost: AtomicI32,
@@ -66,7 +66,7 @@ impl Context {
     }
 
     /// An error for every result but success. A dead context is remembered.
-    pub(super) fn check(&self, step: &'static str, answer: Code) -> Result<(), CudaError> {
+    pub(in crate::device::cuda) fn check(&self, step: &'static str, answer: Code) -> Result<(), CudaError> {
         if is_sticky(answer) && self.lost.compare_exchange(0, answer, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             tracing::error!(device = self.device, step, code = answer, "the GPU's context is dead");
         }

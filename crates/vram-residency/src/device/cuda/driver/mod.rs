@@ -25,6 +25,8 @@ pub(super) use vmm::{Mapped, granularity};
 mod buffer;
 mod context;
 mod error;
+#[cfg(feature = "gpu-check")]
+pub(super) mod extra;
 mod module;
 mod stream;
 mod table;

@@ -12,8 +12,8 @@ const LOG_BYTES: usize = 4096;
 
 /// A text of kernels, compiled for the device.
 pub(in crate::device::cuda) struct Module {
-    context: Arc<Context>,
-    raw: RawModule,
+    pub(super) context: Arc<Context>,
+    pub(super) raw: RawModule,
     name: &'static str,
 }
 
@@ -80,7 +80,7 @@ impl Drop for Module {
 /// A kernel.
 pub(in crate::device::cuda) struct Function {
     module: Arc<Module>,
-    raw: RawFunction,
+    pub(super) raw: RawFunction,
 }
 
 /// No addresses.

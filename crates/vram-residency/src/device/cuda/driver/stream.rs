@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::types::{Address, RawEvent, RawStream, STREAM_NON_BLOCKING};
 use super::{Context, CudaError};
 
-/// A queue of work, of the lowest priority that the device has. All of its calls need the context to be entered.
+/// A queue of work. All of its calls need the context to be entered.
 pub(in crate::device::cuda) struct Stream {
     pub(super) context: Arc<Context>,
     pub(super) raw: RawStream,
@@ -26,9 +26,17 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
+    /// A stream of the lowest priority that the device has.
     pub(in crate::device::cuda) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
-        let _current = context.enter()?;
+        let current = context.enter()?;
         let priority = context.lowest_priority()?;
+        drop(current);
+        Self::with_priority(context, priority)
+    }
+
+    /// A stream of a priority: the lower the number, the higher the priority; 0 is what streams have by default.
+    pub(in crate::device::cuda) fn with_priority(context: &Arc<Context>, priority: i32) -> Result<Self, CudaError> {
+        let _current = context.enter()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes a stream to where the pointer points.
         let answer = unsafe { (context.driver.table.stream_create)(&raw mut raw, STREAM_NON_BLOCKING, priority) };

@@ -2,6 +2,8 @@
 //!
 //! Each is given back when it is dropped, in the right order, however far its making came.
 
+#[cfg(feature = "gpu-check")]
+use std::os::fd::AsRawFd;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -97,8 +99,13 @@ impl Mapped {
         let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
         let _current = context.enter()?;
         let allocation = Allocation::create(context, bytes)?;
+        Self::map(context, allocation, bytes)
+    }
+
+    /// Maps the whole of an allocation; the context is entered.
+    fn map(context: &Arc<Context>, allocation: Allocation, bytes: usize) -> Result<Self, CudaError> {
         let addresses = Addresses::reserve(context, bytes)?;
-        // SAFETY: the whole of a fresh range, and the whole of a fresh allocation of the same size.
+        // SAFETY: the whole of a fresh range, and the whole of an allocation of the same size.
         let answer = unsafe { (context.driver.table.map)(addresses.start, bytes, 0, allocation.handle, 0) };
         context.check("map a region", answer)?;
         let mapped = Self { addresses, allocation };
@@ -157,6 +164,35 @@ impl Mapped {
         }
         // SAFETY: the driver has just made this descriptor, for the caller to keep.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    }
+
+    /// Another mapping of the same allocation, readable and writable whatever this one is.
+    #[cfg(feature = "gpu-check")]
+    pub(in crate::device::cuda) fn again(&self) -> Result<Self, CudaError> {
+        let context = &self.addresses.context;
+        let _current = context.enter()?;
+        let mut handle = 0;
+        let start = usize::try_from(self.addresses.start.0).unwrap_or(usize::MAX);
+        let pointer = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: writes a handle to where the first pointer points; the second is only looked at as an address.
+        let answer = unsafe { (context.driver.table.retain_handle)(&raw mut handle, pointer) };
+        context.check("find an allocation", answer)?;
+        let allocation = Allocation { context: Arc::clone(context), handle, exportable: self.allocation.exportable };
+        Self::map(context, allocation, self.addresses.bytes)
+    }
+
+    /// Maps an allocation that another process exported, readable and writable at first.
+    #[cfg(feature = "gpu-check")]
+    pub(in crate::device::cuda) fn import(
+        context: &Arc<Context>,
+        descriptor: &impl AsRawFd,
+        bytes: u64,
+    ) -> Result<Self, CudaError> {
+        let _current = context.enter()?;
+        let handle = context.driver.import(descriptor.as_raw_fd())?;
+        let allocation = Allocation { context: Arc::clone(context), handle, exportable: true };
+        let bytes = usize::try_from(bytes).map_err(|_| CudaError::OutOfMemory { step: "address so large a region" })?;
+        Self::map(context, allocation, bytes)
     }
 
     fn location(&self) -> Location {

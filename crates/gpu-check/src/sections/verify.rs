@@ -1,0 +1,63 @@
+//! A whole verification through the library's public interface: its time, and what it allocates.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use stats_alloc::Region as Counter;
+use vram_residency::audit::AuditTrail;
+use vram_residency::device::Device;
+use vram_residency::digest::{BlockValue, block_count};
+use vram_residency::seal::SealKey;
+use vram_residency::{ManagerOptions, Policy, ShardId, VramManager};
+
+use super::{Bench, GIB, MIB, median, shown};
+use crate::ALLOCATOR;
+use crate::pattern::Tiled;
+use crate::report::Bar;
+
+const WORKER: &str = "gpu-check";
+
+pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let device = Arc::new(bench.device()?);
+    let room = device.capacity().available_bytes().saturating_sub(GIB) / MIB * MIB;
+    let bytes = bench.size(64 * GIB, 5 * MIB).min(room);
+    let source = Tiled::new(bytes, bench.size(64, 2), "verify");
+    let mut values = vec![BlockValue::UNKNOWN; block_count(bytes) as usize];
+    let mut staged = device.allocate(bytes, 0)?;
+    staged.fill(&source, &mut values)?;
+    let region = staged.protect()?;
+
+    let dir = tempfile::tempdir().context("there is no directory for the audit log")?;
+    let secret = [7; 32];
+    let manager = VramManager::new(ManagerOptions {
+        worker_id: WORKER.into(),
+        device,
+        key: SealKey::derive(&secret, WORKER)?,
+        trail: AuditTrail::open(dir.path())?,
+        policy: Policy::default(),
+    })?;
+    let shard = manager.seal_region(ShardId::new("region")?, "gpu-check", region)?;
+    let (mut times, mut allocations, mut suspected) = (Vec::new(), 0, 0);
+    let rounds = bench.size(10, 2);
+    for round in 0..bench.size(3, 1) + rounds {
+        manager.trail().flush(Duration::from_secs(10))?;
+        let counter = Counter::new(ALLOCATOR);
+        let verified = manager.verify_sealed(&shard)?;
+        let change = counter.change();
+        // The first rounds make buffers of the log's.
+        if round >= bench.size(3, 1) {
+            times.push(verified.duration.as_secs_f64());
+            allocations += change.allocations + change.reallocations;
+            suspected += verified.suspected_paged.map_or(0, |part| part.blocks);
+        }
+    }
+    let (sink, seconds) = (&bench.sink, median(times));
+    let bar = if bytes == 64 * GIB { Bar::at_most(50.0) } else { None };
+    sink.timed(&format!("verification of {}", shown(bytes)), "ms", seconds * 1000.0, bar);
+    sink.timed("the same as a rate", "TB/s", bytes as f64 / seconds / 1e12, None);
+    let name = format!("heap allocations in {rounds} verifications");
+    sink.counted(&name, "allocations", allocations as u64, Bar::everywhere(0.0));
+    sink.counted("blocks suspected to be paged out", "blocks", suspected, None);
+    Ok(())
+}

@@ -107,7 +107,7 @@ impl ApprovalView {
     /// By which document, in a few words.
     pub(crate) fn by(&self) -> String {
         match &self.signer {
-            Some(key) => format!("{} signed by the key {key}", self.form),
+            Some(key) => format!("{} bundle that the key {key} signed", self.form),
             None => format!("{} {}", self.form, self.manifest),
         }
     }
@@ -403,13 +403,19 @@ pub(crate) fn told(unused: &[String]) -> Option<String> {
     })
 }
 
-/// What became of reading headers. A file that is there and is no model is not what its manifest approves: that is told
-/// once there is a log to record it in. Where the manifest cannot be used either, both are named.
+/// A file that is there and cannot be loaded, to be refused once there is a log to record it in.
+pub(crate) struct Unreadable {
+    manifest: Option<Digest>,
+    refused: Refused,
+}
+
+/// What became of reading headers. A file that is there and is no model cannot be loaded, whatever its manifest says of it.
+/// Where the manifest cannot be used either, both are named.
 pub(crate) fn readable<T: Default>(
     planned: Result<T, Failure>,
     arguments: &[PathBuf],
     source: &Source,
-) -> Result<(T, Option<Failure>), Failure> {
+) -> Result<(T, Option<Unreadable>), Failure> {
     let (failure, path) = match (planned, &source.manifest) {
         (Err(failure), Some(path)) if failure.kind == "model" => (failure, path),
         (planned, _) => return Ok((planned?, None)),
@@ -420,25 +426,30 @@ pub(crate) fn readable<T: Default>(
         Err(other) => Err(Failure { message: both(&failure.message, &other.message), ..other }),
         Ok(_) if !is_there => Err(failure),
         Ok(verdict) => {
-            // The model's own words name paths, which do not belong into the log.
-            let (message, recorded) = match verdict {
-                Ok(_) => {
-                    let so = "so it is not what the manifest approves";
-                    (format!("{}; {so}", failure.message), format!("a file is no model, {so}"))
+            // The model's own words may name paths, which do not belong into the log.
+            let words = match &failure.file {
+                Some(name) => format!("'{name}' cannot be loaded: it is no well-formed model"),
+                None => "a file cannot be loaded: it is no well-formed model".to_owned(),
+            };
+            let (manifest, refused) = match verdict {
+                Ok(manifest) => {
+                    let so = |words: &str| format!("{words}; so it is refused, whatever the manifest says of it");
+                    let refused = Refused { told: so(&failure.message), recorded: so(&words) };
+                    (Some(manifest.digest()), refused)
                 }
-                Err((_, Refused { told, recorded })) => {
-                    (both(&told, &failure.message), both(&recorded, "a file is no model"))
+                Err((digest, Refused { told, recorded })) => {
+                    (digest, Refused { told: both(&told, &failure.message), recorded: both(&recorded, &words) })
                 }
             };
-            Ok((T::default(), Some(Failure { message, recorded: Some(recorded), ..failure })))
+            Ok((T::default(), Some(Unreadable { manifest, refused })))
         }
     }
 }
 
 /// Refuses what is no model. That it is refused is on record before this returns.
-pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Failure>) -> Result<(), Failure> {
-    let Some(Failure { message, recorded, .. }) = unreadable else { return Ok(()) };
-    Err(refuse(manager, None, &Refused { recorded: recorded.unwrap_or_default(), told: message }))
+pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Unreadable>) -> Result<(), Failure> {
+    let Some(Unreadable { manifest, refused }) = unreadable else { return Ok(()) };
+    Err(refuse(manager, manifest, &refused))
 }
 
 /// Refuses files without a manifest, where one is required. That they are refused is on record before this returns.

@@ -128,6 +128,7 @@ fn every_record_of_a_run_is_signed_at_its_end_and_verify_says_on_whose_word() {
     let ran = home.run(["audit", "verify", "--json", "--vkey", &other]);
     ran.failed(3, "audit", &[]);
     assert_eq!(ran.object()["published"]["violations"][0]["file"], "checkpoint");
+    assert!(ran.stdout.contains("or the key that is trusted is another log's"), "{ran:?}");
     home.run(["audit", "verify", "--json", "--vkey", &vkey, "--origin", "another"]).failed(3, "audit", &[]);
     home.run(["audit", "verify", "--json", "--vkey", "nonsense"]).failed(
         2,

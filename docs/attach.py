@@ -16,7 +16,11 @@ import sys
 class Daemon:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except OSError as error:
+            why = error.strerror or error
+            raise ConnectionError(f"no daemon hands out weights at {path}: {why}; start vram serve, which prints the path")
         self.hello = self.ask(type="hello", version=1)[0]
 
     def send(self, **message):
@@ -29,7 +33,7 @@ class Daemon:
         while 0 < len(head) < 4:
             head += self.socket.recv(4 - len(head))
         if head == b"HTTP":
-            raise ConnectionError("this is not the attach socket, it speaks HTTP: vram serve prints both")
+            raise ConnectionError("this is the control socket, it speaks HTTP: vram serve prints the attach socket, too")
         if not head:
             raise ConnectionError("the daemon is gone: nobody watches what is mapped any more")
         body, length = b"", int.from_bytes(head, "little")

@@ -169,6 +169,16 @@ try {
   }
   assert.equal(await page.evaluate(() => getComputedStyle(document.querySelector(".verdict")).transitionDuration), "0s");
 
+  // A shard whose seal was given up stays in the list, and nothing green is said of it.
+  vram("unseal", OTHER, "--reason", "a test");
+  const rest = page.locator("#unsealed-rows");
+  await until(page, "the unsealed shard is listed", async () => new RegExp(`${OTHER}.*UNSEALED`).test(await rest.textContent()));
+  assert.equal(await rest.locator(".good-cell").count(), 0);
+  await accessible(page, "an unsealed shard");
+  vram("reseal", OTHER);
+  await until(page, "it is well again", isWell(page));
+  assert.equal(await rest.locator("tr").count(), 0);
+
   // A bit breaks. Which one, the page is not told before the daemon finds it.
   const { block } = vram("drill", SHARD, "--byte", String((5 << 20) + 12345), "--bit", "3");
   const broken = Date.now();

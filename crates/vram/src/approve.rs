@@ -23,6 +23,10 @@ use crate::exit::Failure;
 use crate::jobs::{Job, name_of};
 use crate::small_file;
 
+pub(crate) use unreadable::{Unreadable, readable, refuse_unreadable};
+
+mod unreadable;
+
 /// Directories inside one another, at most.
 const DEEPEST: usize = 64;
 /// Bytes of a public key's text, at most.
@@ -106,7 +110,7 @@ impl ApprovalView {
     /// By which document, in a few words.
     pub(crate) fn by(&self) -> String {
         match &self.signer {
-            Some(key) => format!("{} signed by the key {key}", self.form),
+            Some(key) => format!("{} bundle that the key {key} signed", self.form),
             None => format!("{} {}", self.form, self.manifest),
         }
     }
@@ -405,44 +409,6 @@ pub(crate) fn told(unused: &[String]) -> Option<String> {
         0 => format!("the manifest also names '{first}', which was not given"),
         more => format!("the manifest also names '{first}' and {more} more, which were not given"),
     })
-}
-
-/// What became of reading headers. A file that is there and is no model is not what its manifest approves: that is told
-/// once there is a log to record it in. Where the manifest cannot be used either, both are named.
-pub(crate) fn readable<T: Default>(
-    planned: Result<T, Failure>,
-    arguments: &[PathBuf],
-    source: &Source,
-) -> Result<(T, Option<Failure>), Failure> {
-    let (failure, path) = match (planned, &source.manifest) {
-        (Err(failure), Some(path)) if failure.kind == "model" => (failure, path),
-        (planned, _) => return Ok((planned?, None)),
-    };
-    let is_there = !failure.unread && arguments.iter().all(|file| file.exists());
-    let both = |one: &str, other: &str| format!("{one}; and {other}");
-    match source.read(path) {
-        Err(other) => Err(Failure { message: both(&failure.message, &other.message), ..other }),
-        Ok(Ok(_)) if !is_there => Err(failure),
-        Ok(verdict) => {
-            // The model's own words name paths, which do not belong into the log.
-            let (message, recorded) = match verdict {
-                Ok(_) => {
-                    let so = "so it is not what the manifest approves";
-                    (format!("{}; {so}", failure.message), format!("a file is no model, {so}"))
-                }
-                Err((_, Refused { told, recorded })) => {
-                    (both(&told, &failure.message), both(&recorded, "a file is no model"))
-                }
-            };
-            Ok((T::default(), Some(Failure { message, recorded: Some(recorded), ..failure })))
-        }
-    }
-}
-
-/// Refuses what is no model. That it is refused is on record before this returns.
-pub(crate) fn refuse_unreadable(manager: &VramManager, unreadable: Option<Failure>) -> Result<(), Failure> {
-    let Some(Failure { message, recorded, .. }) = unreadable else { return Ok(()) };
-    Err(refuse(manager, None, &Refused { recorded: recorded.unwrap_or_default(), told: message }))
 }
 
 /// Refuses files without a manifest, where one is required. That they are refused is on record before this returns.

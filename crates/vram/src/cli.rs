@@ -96,6 +96,9 @@ pub(crate) struct Demo {
     /// Where the temporary directory is made [default: $TMPDIR, else /var/tmp].
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+    /// Keep the model as this file, to play with; one that is there is not overwritten.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keep: Option<PathBuf>,
     /// Chooses the bit that is flipped [default: random, and printed].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,

@@ -36,29 +36,22 @@ pub(crate) struct Failure {
     /// Whether a file could not be read, so that nothing is known of what is in it.
     #[serde(skip)]
     pub(crate) unread: bool,
-    /// What the audit log is told instead of the message, which may name paths.
+    /// The last part of the path of the file that is at fault.
     #[serde(skip)]
-    pub(crate) recorded: Option<String>,
+    pub(crate) file: Option<String>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, kind, message: message.into(), in_report: false, unread: false, recorded: None }
+        Self { exit: Exit::Failed, kind, message: message.into(), in_report: false, unread: false, file: None }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self {
-            exit: Exit::Usage,
-            kind: "usage",
-            message: message.into(),
-            in_report: false,
-            unread: false,
-            recorded: None,
-        }
+        Self { exit: Exit::Usage, kind: "usage", message: message.into(), in_report: false, unread: false, file: None }
     }
 
     pub(crate) fn integrity(kind: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: Exit::Integrity, kind, message: message.into(), in_report: false, unread: false, recorded: None }
+        Self { exit: Exit::Integrity, kind, message: message.into(), in_report: false, unread: false, file: None }
     }
 }
 
@@ -91,7 +84,7 @@ impl From<Error> for Failure {
             _ if error.is_integrity() => Exit::Integrity,
             _ => Exit::Failed,
         };
-        Self { exit, kind, message: error.to_string(), in_report: false, unread: false, recorded: None }
+        Self { exit, kind, message: error.to_string(), in_report: false, unread: false, file: None }
     }
 }
 
@@ -116,7 +109,12 @@ impl From<ModelError> for Failure {
             ModelError::Open { cause } => cause.kind() != std::io::ErrorKind::NotFound,
             fault => matches!(fault, ModelError::Read { .. }),
         };
-        Self { unread, ..Self::new("model", error.to_string()) }
+        let file = match &error {
+            ModelError::In { path, .. } => path.file_name(),
+            _ => None,
+        };
+        let file = file.map(|name| name.to_string_lossy().replace(char::is_control, "\u{fffd}"));
+        Self { unread, file, ..Self::new("model", error.to_string()) }
     }
 }
 

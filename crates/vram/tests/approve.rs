@@ -116,6 +116,15 @@ fn a_directory_must_match_its_list_exactly() {
     seal(&home, &[&plain, &m]).failed(2, "usage", &["--manifest-hash"]);
 }
 
+/// The record of a violation names the manifest, the file, and what is approved as the list has it.
+#[track_caller]
+fn says_which(violation: &Value, manifest: &[u8], approved: &[u8]) {
+    let manifest = format!("the manifest blake3:{}", blake3::hash(manifest).to_hex());
+    let approved = format!("approves 'w.safetensors' as sha256:{}", sha256(approved));
+    let said = violation["violation"].as_str().unwrap();
+    assert!(said.contains(&manifest) && said.contains(&approved), "{said}");
+}
+
 #[test]
 fn single_files_must_be_named_and_the_rest_is_told() {
     let home = Home::new();
@@ -137,6 +146,7 @@ fn single_files_must_be_named_and_the_rest_is_told() {
     let events = events(&home.audit());
     let violation = events.iter().rfind(|event| event["event"] == "PolicyViolation").unwrap();
     assert_eq!((&violation["policy"], &violation["severity"]), (&json!("approved-digest"), &json!("critical")));
+    says_which(violation, list.as_bytes(), &weights);
 }
 
 #[test]
@@ -154,6 +164,9 @@ fn the_second_load_of_an_approved_sha256_computes_none() {
     home.file("w.safetensors", &safetensors(["a", "c"], 700));
     let approved = format!("SHA256SUMS approves (sha256:{})", sha256(&weights));
     seal(&home, &[&manifest, &file]).failed(3, "unexpected-digest", &["w.safetensors is not what", &approved]);
+    let events = events(&home.audit());
+    let violation = events.iter().rfind(|event| event["event"] == "PolicyViolation").unwrap();
+    says_which(violation, &std::fs::read(&manifest).unwrap(), &weights);
     home.file("w.safetensors", &weights);
 
     // Another worker, and another key, remember nothing.
@@ -236,7 +249,7 @@ fn a_changed_byte_of_a_signed_model_is_refused() {
     // Where the changed byte makes it no model at all, that is no other kind of answer.
     weights[9] ^= 4;
     home.file("model/model.safetensors", &weights);
-    refused_late(&home, &run(), &["not what the manifest approves"]);
+    refused_late(&home, &run(), &["it is refused, whatever the manifest says"]);
     assert!(events(&home.audit()).iter().any(|event| event["policy"] == "approved-digest"));
 }
 

@@ -220,8 +220,11 @@ fn no_refusal_puts_a_directory_on_record() {
         cases.push((vec![bad, key_flag().into(), key.clone(), m.clone()], "no model signature"));
     }
     let text_only = home.file(at("t/w.safetensors"), b"no model");
-    cases.push((vec![good.clone(), text_only.clone()], "a file is no model, so it is not"));
-    cases.push((vec![list("both.sha256", &absolute), text_only], "and a file is no model"));
+    cases.push((
+        vec![good.clone(), text_only.clone()],
+        "'w.safetensors' cannot be loaded: it is not there or no well-formed model; so it is refused",
+    ));
+    cases.push((vec![list("both.sha256", &absolute), text_only], "and 'w.safetensors' cannot be loaded"));
     for (arguments, word) in &cases {
         let arguments: Vec<&Path> = arguments.iter().map(PathBuf::as_path).collect();
         let ran = seal(&home, &arguments);
@@ -239,6 +242,33 @@ fn no_refusal_puts_a_directory_on_record() {
     }
 }
 
+/// A public key on P-521, made with OpenSSL.
+const P521: &[u8] = b"-----BEGIN PUBLIC KEY-----
+MIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQB/EkTMUJ6i3WqwOfHFhWA2vGtaa1w
+NtuW3UDjrXtI12BToC34/gM5OlwsOuFnArZ8OP496gGIJ7SLUATe8poLnQUAr0g8
+mbRrtQYgoDTVl+dUiXDnFZFQUHMxaLUg0ajTjTW1Cch51rLnpIEIdoPlizroei4N
+YDdXzIzg50kVW7qv0eA=
+-----END PUBLIC KEY-----
+";
+
+#[test]
+fn what_was_taken_for_something_else_is_told_with_what_to_do() {
+    let home = Home::new();
+    let (model, bundle, key) = signed_model(&home);
+    let other = home.file("p521.pub", P521);
+    let words = ["no public key on P-256 or P-384", "prime256v1", "-pubout"];
+    seal(&home, &[&bundle, key_flag(), &other, &model]).failed(1, "key", &words);
+    for arguments in [vec![&*key, &model], vec![&*key, key_flag(), &key, &model]] {
+        refused(&home, &arguments, &["this is a key in PEM and no manifest", "--manifest-key"]);
+    }
+    let list = home.file("blank.sha256", format!("{}  model.safetensors\n\n", "0".repeat(64)).as_bytes());
+    refused(&home, &[&list, &model], &["line 2 of the manifest", "blank"]);
+    let report = Ran::from(
+        home.command().args(["seal", "--manifest"]).args([&*bundle, key_flag(), &key, &model]).output().unwrap(),
+    );
+    assert!(report.stdout.contains("by the model-signing bundle that the key"), "{report:?}");
+}
+
 #[test]
 fn manifest_and_model_that_cannot_be_read_are_both_named() {
     let home = Home::new();
@@ -251,7 +281,12 @@ fn manifest_and_model_that_cannot_be_read_are_both_named() {
     assert!(refusals(&home).is_empty(), "what cannot be read is not refused by a manifest");
     let broken = home.file("broken.sha256", b"words\n");
     refused(&home, &[&broken, &bad], &["line 1 of the manifest", "bad.safetensors", "broken.sha256"]);
-    refused(&home, &[&list, &bad], &["so it is not what the manifest approves", "bad.safetensors"]);
+    refused(&home, &[&list, &bad], &["so it is refused, whatever the manifest says", "bad.safetensors"]);
+    // The record tells which manifest and which file, without any directory.
+    let last = refusals(&home).pop().unwrap();
+    let digest = format!("blake3:{}", blake3::hash(&std::fs::read(&list).unwrap()).to_hex());
+    assert_eq!(last["manifest"], digest, "{last}");
+    assert!(text(&last["reason"]).contains("'bad.safetensors' cannot be loaded"), "{last}");
     // A directory in which nothing can be read says nothing about what is in it.
     if !rustix::process::geteuid().is_root() {
         use std::os::unix::fs::PermissionsExt;

@@ -122,6 +122,14 @@ fn nothing_is_attested_of_damaged_unsealed_or_unknown_shards() {
     daemon.told(&["unseal", "big-bin", "--reason", "a test"]);
     attest(&["--shard", "big-bin"]).failed(3, "verification", &["big-bin", "not sealed"]);
 
+    for shard in ["small-bin", "big-bin"] {
+        daemon.told(&["release", shard]);
+    }
+    attest(&[]).failed(1, "daemon", &["no shard is resident"]);
+
+    // A second key is not made over the first, and how to change it is told.
+    home.run(["attest", "--keygen", "--json"]).failed(1, "key", &["nothing was changed", "move both files away"]);
+
     // Somebody else can read the key.
     let key = home.state().join("attest.key");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();

@@ -86,6 +86,23 @@ fn the_demo_cleans_up_and_keeps_the_log_where_asked() {
 }
 
 #[test]
+fn the_model_of_the_demo_can_be_kept_and_overwrites_nothing() {
+    let home = Home::new();
+    let kept = home.path("llama.safetensors");
+    let demo = ["demo", "--size", "1", "--json", "--keep", kept.to_str().unwrap()];
+    let report = home.run(demo).object();
+    let bytes = std::fs::read(&kept).unwrap();
+    assert_eq!(report["digest"], format!("blake3:{}", blake3::hash(&bytes).to_hex()));
+    std::fs::write(&kept, b"somebody's").unwrap();
+    home.run(demo).failed(1, "file", &["llama.safetensors", "--keep"]);
+    assert_eq!(std::fs::read(&kept).unwrap(), b"somebody's");
+    // What fails leaves no file behind that looks like a model.
+    std::fs::remove_file(&kept).unwrap();
+    assert_ne!(home.run(demo.iter().chain(&["--capacity", "1KiB"])).code, 0);
+    assert!(!kept.exists());
+}
+
+#[test]
 fn what_has_no_room_is_refused_before_anything_is_written() {
     let home = Home::new();
     let dir = home.path("work");

@@ -96,6 +96,18 @@ fn the_client_in_python_sees_the_same() {
     assert_eq!(sorted(&String::from_utf8(said.stdout).unwrap()), sorted(&expected));
     let said = python("nobody");
     assert!(String::from_utf8(said.stderr).unwrap().contains("unknown-shard"));
+    // What went wrong with the socket is said by both clients, and what to do.
+    let nowhere = home.path("nowhere.sock");
+    for (socket, words) in [(&nowhere, ["nowhere.sock", "vram serve"]), (&daemon.socket, ["HTTP", "attach socket"])] {
+        let ours = client::connect_to(socket).unwrap_err().to_string();
+        let said = Command::new("python3").arg(&script).arg(socket).arg("x").output().unwrap();
+        assert_eq!(said.status.code(), Some(1), "{said:?}");
+        for told in [ours, String::from_utf8(said.stderr).unwrap()] {
+            assert!(words.iter().all(|word| told.contains(word)) && !told.contains("Traceback"), "{told}");
+        }
+    }
+    let wrong = client::connect_to(&daemon.socket).unwrap_err().to_string();
+    assert!(wrong.contains(daemon.attach().to_str().unwrap()), "{wrong}");
 }
 
 #[test]

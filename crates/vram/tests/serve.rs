@@ -216,6 +216,31 @@ fn shards_come_go_and_change_at_run_time() {
 }
 
 #[test]
+fn verifying_everything_names_what_is_not_sealed_and_what_is_not_there() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &[]);
+    let more = home.file("more.bin", &[7; 5000]);
+    daemon.told(&["load", "--format", "raw", more.to_str().unwrap()]);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 3);
+    daemon.told(&["release", "small-bin"]);
+    daemon.told(&["unseal", "more-bin", "--reason", "an update"]);
+    // The others are verified nevertheless.
+    let ran = daemon.ask(&["verify"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let reports = ran.object();
+    assert_eq!((&reports[0]["shard_id"], &reports[0]["state"]), (&json!("big-bin"), &json!("VERIFIED")));
+    assert_eq!((&reports[1]["shard_id"], &reports[1]["error"]["kind"]), (&json!("more-bin"), &json!("unsealed")));
+    for words in ["'more-bin' is not sealed (an update)", "reseal it"] {
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
+    daemon.told(&["release", "big-bin"]);
+    let alone = daemon.ask(&["verify"]);
+    assert_eq!((alone.code, alone.object().as_array().unwrap().len()), (1, 1), "{alone:?}");
+    daemon.told(&["release", "more-bin"]);
+    daemon.ask(&["verify"]).failed(1, "no-shard", &["no shard is resident", "vram load"]);
+}
+
+#[test]
 fn only_this_user_and_root_may_command_it() {
     let home = Home::new();
     let daemon = Daemon::start(&home, &[]);

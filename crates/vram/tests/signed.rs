@@ -128,6 +128,7 @@ fn every_record_of_a_run_is_signed_at_its_end_and_verify_says_on_whose_word() {
     let ran = home.run(["audit", "verify", "--json", "--vkey", &other]);
     ran.failed(3, "audit", &[]);
     assert_eq!(ran.object()["published"]["violations"][0]["file"], "checkpoint");
+    assert!(ran.stdout.contains("or the key that is trusted is another log's"), "{ran:?}");
     home.run(["audit", "verify", "--json", "--vkey", &vkey, "--origin", "another"]).failed(3, "audit", &[]);
     home.run(["audit", "verify", "--json", "--vkey", "nonsense"]).failed(
         2,
@@ -379,6 +380,12 @@ fn a_log_is_verified_and_its_records_proven_over_the_network() {
     fs::write(&bundle, bytes).unwrap();
     auditor.run(["audit", "verify", &url, "--vkey", &vkey, "--json"]).failed(3, "audit", &["evidence"]);
     auditor.run(["audit", "verify", "gopher://x/y", "--vkey", &vkey, "--json"]).failed(2, "usage", &["gopher"]);
+    // Where nobody answers, nothing is known of a key either.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{closed}/audit");
+    let words = ["the log at", url.as_str(), "cannot be read", "refused", "check the address"];
+    auditor.run(["audit", "verify", &url, "--json"]).failed(1, "audit", &words);
+    auditor.run(["audit", "prove", "1", &url, "--json"]).failed(1, "audit", &words);
 }
 
 #[test]

@@ -192,7 +192,9 @@ impl What {
             What::NoCheckpoint => "there is no checkpoint",
             What::Unsigned => "the checkpoint is not signed",
             What::CheckpointDamaged => "the checkpoint is not readable",
-            What::WrongKey => "the checkpoint is signed by a key that is not trusted",
+            What::WrongKey => {
+                "the checkpoint is signed by a key that is not trusted, or the key that is trusted is another log's"
+            }
             What::SignatureInvalid => "the signature does not hold",
             What::RetiredKey => "the checkpoint is signed by a key that the log had given up",
             What::WrongOrigin => "the checkpoint is of another log",

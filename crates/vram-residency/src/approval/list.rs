@@ -26,6 +26,9 @@ pub(super) fn parse(bytes: &[u8], algorithm: Option<Algorithm>) -> Result<BTreeM
         if text.ends_with('\r') {
             return Err(wrong("it has Windows line ends"));
         }
+        if text.trim_ascii().is_empty() {
+            return Err(wrong("it is blank"));
+        }
         let (is_escaped, text) = match text.strip_prefix('\\') {
             Some(rest) => (true, rest),
             None => (false, text),

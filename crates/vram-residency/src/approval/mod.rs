@@ -190,6 +190,11 @@ pub enum ManifestError {
         /// The name.
         name: Box<str>,
     },
+    /// A key was given in the place of the manifest.
+    #[error(
+        "this is a key in PEM and no manifest; name the signed bundle here, and the public key with --manifest-key"
+    )]
+    IsKey,
     /// A list cannot be checked with a key.
     #[error("a key was given and the manifest is a list, which nobody signed; give the signed bundle, or no key")]
     Unsigned,
@@ -257,6 +262,9 @@ impl Manifest {
     pub fn parse(bytes: &[u8], key: Option<&SignerKey>, algorithm: Option<Algorithm>) -> Result<Self, ManifestError> {
         if bytes.len() > MAX_MANIFEST {
             return Err(ManifestError::TooLong { bytes: bytes.len() });
+        }
+        if bytes.trim_ascii_start().starts_with(b"-----BEGIN ") {
+            return Err(ManifestError::IsKey);
         }
         let looks_signed = bytes.trim_ascii_start().starts_with(b"{");
         let manifest = match (looks_signed, key) {

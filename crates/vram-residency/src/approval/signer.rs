@@ -21,7 +21,10 @@ const P384_DER: [u8; 23] = [
 
 /// The text is no key that is supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is no public key on P-256 or P-384 in PEM; make it with: openssl ec -in KEY -pubout")]
+#[error(
+    "this is no public key on P-256 or P-384 in PEM; a key on one of them is made with openssl ecparam -name prime256v1 -genkey \
+     -noout -out KEY (or secp384r1), and its public key with openssl ec -in KEY -pubout"
+)]
 pub struct SignerKeyError;
 
 #[derive(Clone)]

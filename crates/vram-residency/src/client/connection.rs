@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::{ClientError, Daemon};
-use crate::handout::{Answer, Incoming, MAX_ANSWER, Request, VERSION, encode};
+use crate::handout::{Answer, FrameError, Incoming, MAX_ANSWER, Request, VERSION, encode};
 use crate::shard::ShardState;
 
 /// How long an answer may take.
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PIECE: usize = 64 << 10;
 /// Answers that may lie there unread: nobody asks for more than two at once.
 const UNREAD: usize = 4;
+/// How a connection to the control socket ends: with an HTTP server's refusal of our first frame.
+const HTTP: &str = "it speaks HTTP";
 /// Stack of the reading thread.
 const STACK: usize = 256 << 10;
 
@@ -84,7 +86,11 @@ impl Connection {
         let daemon = Daemon { software: String::new(), worker_id: String::new(), period: Duration::ZERO };
         let mut connection = Self { socket, shared, turn: Mutex::new(()), reader: None, daemon };
         connection.reader = Some(reader.map_err(cannot)?);
-        match connection.ask(&Request::Hello { version: VERSION })?.answer {
+        let answer = connection.ask(&Request::Hello { version: VERSION }).map_err(|error| {
+            let is_http = connection.shared.lock().over.as_deref() == Some(HTTP);
+            if is_http { ClientError::ControlSocket { socket: path.to_owned() } } else { error }
+        })?;
+        match answer.answer {
             Answer::Hello { version: VERSION, software, worker_id, period_ns } => {
                 connection.daemon = Daemon { software, worker_id, period: Duration::from_nanos(period_ns) };
                 Ok(connection)
@@ -257,6 +263,7 @@ fn read_all(socket: &UnixStream, shared: &Shared) -> String {
         let body = match incoming.take(piece.get(..read).unwrap_or_default()) {
             Ok(Some(body)) => body,
             Ok(None) => continue,
+            Err(FrameError::Length { length, .. }) if length.to_le_bytes() == *b"HTTP" => return HTTP.to_owned(),
             Err(error) => return error.to_string(),
         };
         let heard = match serde_json::from_slice(&body) {

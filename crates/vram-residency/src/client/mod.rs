@@ -49,7 +49,7 @@ pub struct Client {
 pub enum ClientError {
     /// Nobody listens, or not to this user.
     #[error(
-        "no daemon hands out weights at {}: {source}; start one with vram serve, or name its [attach] socket",
+        "no daemon hands out weights at {}: {source}; start one with vram serve, or set VRAM_ATTACH_SOCKET to where it listens",
         socket.display()
     )]
     Connect {
@@ -57,6 +57,16 @@ pub enum ClientError {
         socket: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// That is the socket over which a daemon is commanded.
+    #[error(
+        "{} is the daemon's control socket, which speaks HTTP; the attach socket is {} unless its [attach] section names another",
+        socket.display(),
+        socket_beside(socket).display()
+    )]
+    ControlSocket {
+        /// The socket.
+        socket: PathBuf,
     },
     /// The environment names no place in which the daemon's socket could be.
     #[error("where the daemon listens is not known: set VRAM_ATTACH_SOCKET, XDG_RUNTIME_DIR or HOME")]
@@ -104,7 +114,8 @@ pub enum ClientError {
 /// unless it was told otherwise.
 ///
 /// # Errors
-/// [`ClientError::Connect`] where nobody listens, [`ClientError::Refused`] where this user may not attach.
+/// [`ClientError::Connect`] where nobody listens, [`ClientError::ControlSocket`] where it is the wrong socket of the two,
+/// [`ClientError::Refused`] where this user may not attach.
 pub fn connect() -> Result<Client, ClientError> {
     connect_to(&default_socket().ok_or(ClientError::NoSocket)?)
 }

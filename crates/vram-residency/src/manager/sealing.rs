@@ -1,5 +1,6 @@
 //! Sealing: allocate, fill, protect, check, sign, record. In that order, and nothing half-done stays.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -294,7 +295,13 @@ impl Worker {
             };
             if actual != expected {
                 let error = Error::Unexpected { shard_id: Box::new(shard_id), expected, actual };
-                self.violated(shard_id, violation, &error);
+                match (violation, request.approval) {
+                    (Violation::NotApproved, Some(approval)) => {
+                        let words = format!("{error}; {}", approved_words(&approval, contents.file));
+                        self.violated(shard_id, violation, &words);
+                    }
+                    _ => self.violated(shard_id, violation, &error),
+                }
                 return Err(error);
             }
         }
@@ -360,7 +367,7 @@ impl Worker {
         })
     }
 
-    fn violated(&self, shard_id: ShardId, violation: Violation, error: &Error) {
+    fn violated(&self, shard_id: ShardId, violation: Violation, error: &dyn fmt::Display) {
         self.metrics.policy_violations.increment(1);
         self.record_beside_failure(&AuditEvent::PolicyViolation {
             shard_id: &shard_id,
@@ -384,6 +391,13 @@ impl Worker {
             seal: Text(&statement.record_hex(signature)),
         })
     }
+}
+
+/// Which manifest approves what of which file: in the manifest's own words, and with the last part of the file's path.
+fn approved_words(approval: &Approval<'_>, file: Option<&ModelFile>) -> String {
+    let name = file.and_then(|file| file.path().file_name()).unwrap_or_default();
+    let name = name.to_string_lossy().replace(char::is_control, "\u{fffd}");
+    format!("the manifest {} approves '{name}' as {}", approval.manifest.digest(), approval.expected)
 }
 
 /// SHA-256 of the bytes, where it was computed just now or belongs to their digest as far as is remembered.

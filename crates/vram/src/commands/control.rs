@@ -118,17 +118,24 @@ fn show(answer: &Value, is_one: bool, out: &Out) {
     }
 }
 
-/// Verifies one shard, or each.
+/// Verifies one shard, or each. One that is not sealed cannot be verified: it is named, and the others are verified.
 fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure> {
-    let shards = match one {
-        Some(shard) => vec![shard],
+    let (shards, unsealed) = match one {
+        Some(shard) => (vec![shard], Vec::new()),
         None => {
-            let all = daemon.ask(Method::GET, "/v1/shards", None)?;
+            let status = daemon.ask(Method::GET, "/v1/status", None)?;
             let id = |shard: &Value| shard.get("shard_id").and_then(Value::as_str).map(str::to_owned);
-            all.as_array().into_iter().flatten().filter_map(id).collect()
+            let list = |name: &str| status.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+            let ids: Vec<String> = list("shards").iter().filter_map(id).collect();
+            let unsealed = list("unsealed");
+            if ids.is_empty() && unsealed.is_empty() {
+                let message = "nothing was verified: no shard is resident; vram load FILE loads one";
+                return Err(Failure::new("no-shard", message));
+            }
+            (ids, unsealed)
         }
     };
-    let (mut reports, mut first) = (Vec::new(), None);
+    let (mut reports, mut damaged, mut left_out) = (Vec::new(), None, None);
     for shard in shards {
         match daemon.ask(Method::POST, &format!("/v1/shards/{shard}/verify"), None) {
             Ok(report) => {
@@ -138,13 +145,23 @@ fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure
             Err(failure) if failure.exit == Exit::Integrity => {
                 out.line(format_args!("{} {}", out.styled(Style::Red, "damaged"), printable(&failure.message)));
                 reports.push(json!({ "shard_id": shard, "error": &failure }));
-                first.get_or_insert(failure);
+                damaged.get_or_insert(failure);
             }
             Err(failure) => return Err(failure),
         }
     }
+    for shard in &unsealed {
+        let said = |name: &str| shard.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (id, reason) = (said("shard_id"), said("reason"));
+        let message = format!("'{id}' is not sealed ({reason}) and was not verified; reseal it or release it");
+        let failure = Failure::new("unsealed", message);
+        out.line(format_args!("{} {}", out.styled(Style::Yellow, "unsealed"), printable(&failure.message)));
+        reports.push(json!({ "shard_id": id, "error": &failure }));
+        left_out.get_or_insert(failure);
+    }
     out.object(&reports);
-    match first {
+    // Damage is the worse news.
+    match damaged.or(left_out) {
         None => Ok(()),
         Some(failure) => Err(Failure { in_report: true, ..failure }),
     }

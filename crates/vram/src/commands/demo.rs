@@ -1,5 +1,7 @@
 //! `vram demo`: the whole story in ten seconds, and every claim in it checked.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::cli::{Demo, Global};
 use crate::commands::audit::events_after;
 use crate::exit::Failure;
-use crate::output::{Out, Style, gb_per_s, size, time};
+use crate::output::{Out, Style, gb_per_s, printable, size, time};
 use crate::sample::Scratch;
 use crate::session::{self, Trail};
 use crate::{sample, state};
@@ -106,6 +108,40 @@ impl Steps<'_> {
     }
 }
 
+/// The file in which the model is kept. One that is not filled is removed.
+struct Kept<'a> {
+    path: &'a Path,
+    file: Option<File>,
+}
+
+impl<'a> Kept<'a> {
+    fn begin(path: &'a Path) -> Result<Self, Failure> {
+        let file = File::create_new(path).map_err(|error| cannot_keep(path, &error))?;
+        Ok(Self { path, file: Some(file) })
+    }
+
+    fn finish(mut self, model: &Path) -> Result<(), Failure> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let copied = File::open(model).and_then(|mut model| io::copy(&mut model, file));
+        copied.map_err(|error| cannot_keep(self.path, &error))?;
+        self.file = None;
+        Ok(())
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
+}
+
+fn cannot_keep(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("the model cannot be kept in {}: {error}; name another file with --keep", path.display());
+    Failure::new("file", message)
+}
+
 /// Tells the story.
 pub(super) fn run(demo: &Demo, global: &Global, out: &Out) -> Result<(), Failure> {
     let begun = Instant::now();
@@ -120,6 +156,8 @@ pub(super) fn run(demo: &Demo, global: &Global, out: &Out) -> Result<(), Failure
     if let Some(dir) = &global.audit_dir {
         look_for_older_damage(dir)?;
     }
+    // Before anything is done: a file of somebody's is never overwritten.
+    let kept = demo.keep.as_deref().map(Kept::begin).transpose()?;
     let scratch = Scratch::new(demo.dir.as_deref(), "demo")?;
     let path = scratch.path().join("model.safetensors");
     let device = session::host_device(&demo.host, HugePages::Ask)?;
@@ -182,13 +220,17 @@ pub(super) fn run(demo: &Demo, global: &Global, out: &Out) -> Result<(), Failure
         format!("every byte in memory is as sealed again, {} ({:.2} GB/s)", time(again), gb_per_s(bytes, again));
     steps.done("Verify", &good(out, &every));
 
+    if let Some(kept) = kept {
+        kept.finish(&path)?;
+    }
     let info = manager.device();
     drop(shard);
     drop(manager);
     let audit = check_log(&audit_dir, trail, before, out)?;
     let told = format!("{} records verified, the whole story among them", audit.records);
     steps.done("Audit", &good(out, &told));
-    out.line(format_args!("\nDone in {}. Now your own: vram seal FILE", time(begun.elapsed())));
+    let yours = demo.keep.as_ref().map_or_else(|| "FILE".to_owned(), |path| printable(&path.to_string_lossy()));
+    out.line(format_args!("\nDone in {}. Now your own: vram seal {yours}", time(begun.elapsed())));
 
     out.object(&Report {
         detected: true,

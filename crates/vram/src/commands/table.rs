@@ -50,7 +50,7 @@ fn not_attachable(shard: &Value) -> Option<String> {
 fn approval(shard: &Value) -> Option<String> {
     let approval = shard.get("approval").filter(|approval| !approval.is_null())?;
     let by = match approval.get("signer").and_then(Value::as_str) {
-        Some(key) => format!("signed by the key {key}"),
+        Some(key) => format!("bundle that the key {key} signed"),
         None => text(approval, "manifest").to_owned(),
     };
     let remembered = approval.get("remembered").and_then(Value::as_bool).unwrap_or(false);

@@ -70,6 +70,12 @@ impl Registry {
         if ids.is_empty() {
             ids = self.ids();
         }
+        if ids.is_empty() {
+            return Err(Failure::new(
+                "no-shard",
+                "no shard is resident, so there is nothing to attest; load one first",
+            ));
+        }
         let _turn = self.begin_verifying()?;
         let mut shards = Vec::with_capacity(ids.len());
         for id in &ids {

@@ -209,7 +209,7 @@ struct Planned {
     /// How many of them each group of files makes.
     parts: Vec<usize>,
     /// A file with a manifest that is no model.
-    unreadable: Option<Failure>,
+    unreadable: Option<approve::Unreadable>,
     /// Files without a manifest where one is required.
     unapproved: bool,
 }

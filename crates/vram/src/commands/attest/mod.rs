@@ -152,7 +152,10 @@ fn keygen(options: &Attest, out: &Out) -> Result<(), Failure> {
     let key = AttestKey::generate().map_err(|error| Failure::new("key", error.to_string()))?;
     let cannot = |path: &Path, error: &io::Error| {
         let remedy = match error.kind() {
-            io::ErrorKind::AlreadyExists => "nothing was changed; name another place with --attest-key",
+            io::ErrorKind::AlreadyExists => {
+                "nothing was changed; for a new key move both files away first (rotating: docs/attestation.md), or name another \
+                 place with --attest-key"
+            }
             _ => "check the path and its permissions, or name another with --attest-key",
         };
         Failure::new("key", format!("{} cannot be made: {error}; {remedy}", path.display()))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use audit_logging::Disk;
 use audit_logging::publish::{self, verifier_file};
 use audit_logging::tlog::note::{Algorithm, VerifierKey};
-use audit_logging::tlog::source::Source;
+use audit_logging::tlog::source::{Source, SourceError};
 use serde::Serialize;
 
 use crate::cli::{Global, Trusted};
@@ -44,12 +44,14 @@ pub(super) fn log_keys(
     trusted: &Trusted,
     global: &Global,
     published: &dyn Source,
+    shown: &str,
     wal: Option<&Path>,
 ) -> Result<LogKeys, Failure> {
     if !trusted.vkeys.is_empty() {
         return Ok(LogKeys { keys: given(&trusted.vkeys, "--vkey", Algorithm::Ed25519)?, origin: KeyOrigin::Given });
     }
-    let copy = published.get(COPY).ok().flatten();
+    let found = published.get(COPY);
+    let copy = found.as_ref().ok().cloned().flatten();
     let copy = copy.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     let copied = copy.lines().filter(|line| !line.trim().is_empty()).map(VerifierKey::parse);
     let copied: Vec<_> = copied.collect::<Result<_, _>>().unwrap_or_default();
@@ -60,8 +62,19 @@ pub(super) fn log_keys(
     {
         return Ok(LogKeys { keys: vec![own], origin: KeyOrigin::State(path) });
     }
+    // That nobody answered is something else than that no key lies there.
+    if let Err(error) = found
+        && !error.misfit
+    {
+        return Err(unanswered(shown, &error));
+    }
     let origin = if copied.is_empty() { KeyOrigin::None } else { KeyOrigin::LogItself };
     Ok(LogKeys { keys: copied, origin })
+}
+
+fn unanswered(shown: &str, error: &SourceError) -> Failure {
+    let remedy = if shown.contains("://") { "check the address, and that it answers" } else { "check the path" };
+    Failure::new("audit", format!("the log at {shown} cannot be read: {}; {remedy}", error.source))
 }
 
 /// Whether it is the log that this machine writes, going by the options.

@@ -56,7 +56,7 @@ pub(super) fn prove(options: &AuditProve, global: &Global, out: &Out) -> Result<
     let found = place::find(options.log.as_deref(), global)?;
     let Some(published) = found.published else { return Err(unpublished(&found.shown)) };
     let published = &*published;
-    let keys = keys::log_keys(&options.trusted, global, published, found.wal.as_deref())?;
+    let keys = keys::log_keys(&options.trusted, global, published, &found.shown, found.wal.as_deref())?;
     if keys.origin == KeyOrigin::None {
         return Err(Failure::new("key", format!("{} has no key beside it: name it with --vkey", found.shown)));
     }

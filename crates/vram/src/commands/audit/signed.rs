@@ -97,9 +97,10 @@ pub(super) fn verify(
     options: &AuditVerify,
     global: &Global,
     published: &dyn Source,
+    shown: &str,
     wal: Option<&Path>,
 ) -> Result<Signed, Failure> {
-    let LogKeys { keys, origin: key } = keys::log_keys(&options.trusted, global, published, wal)?;
+    let LogKeys { keys, origin: key } = keys::log_keys(&options.trusted, global, published, shown, wal)?;
     if keys.is_empty() {
         let message = "the log is signed and its key is not known here: name the one that you were given with --vkey";
         return Err(Failure::new("key", message));

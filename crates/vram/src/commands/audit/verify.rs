@@ -80,7 +80,7 @@ pub(super) fn run(options: &AuditVerify, global: &Global, out: &Out) -> Result<(
         must_be_a_log(&**published, &shown)?;
     }
     let signed = match &published {
-        Some(published) => Some(signed::verify(options, global, &**published, wal.as_deref())?),
+        Some(published) => Some(signed::verify(options, global, &**published, &shown, wal.as_deref())?),
         None => None,
     };
     let violations = report.as_ref().map_or(0, |report| report.violations_total);

@@ -3,7 +3,7 @@
 
 const POLL_MS = 2000, SOON_MS = 100, PATIENCE_MS = 4000, STALE_MS = 6000, EVENTS_SHOWN = 25, CLIENTS_SHOWN = 200;
 const byId = (id) => document.getElementById(id);
-const maps = new Map(), rows = new Map();
+const maps = new Map(), rows = new Map(), unsealed = new Map();
 let status = null, askedAt = 0, seenAt = 0, seenOn = 0, failures = 0, why = "", ahead = 0;
 let records = [], runbook = null, source = null, sourceWaits = 1000, pollTimer = 0, polling = false, again = false, listening = false;
 const hurried = new Set();
@@ -108,7 +108,7 @@ function showVerdict() {
   byId("contact").classList.toggle("old", gone);
   showStream();
   for (const map of maps.values()) map.tick(gone);
-  if (status) for (const row of rows.values()) row.show(gone);
+  if (status) for (const row of [...rows.values(), ...unsealed.values()]) row.show(gone);
   if (said.runbook !== byId("runbook").dataset.name && !byId("runbook").hidden) showRunbook();
 }
 
@@ -153,6 +153,27 @@ class Row {
   }
 }
 
+// A shard whose seal was given up: nobody checks it, so nothing else is known of it.
+class UnsealedRow {
+  constructor(shard) {
+    this.element = make("tr", undefined, { role: "row" });
+    this.element.append(make("th", shard.shard_id, { role: "rowheader", scope: "row" }),
+      ...["State", "Oldest block", "Size", "Memory", "Passes", "Faults", "Repairs", "Digest"].map((label) => cell(label, "–")));
+  }
+
+  update(shard) {
+    this.shard = shard;
+    this.show(false);
+  }
+
+  show(gone) {
+    const { shard } = this, [, state, , size] = this.element.children;
+    put(state, gone ? "was UNSEALED" : `${SIGNS.warn} UNSEALED`);
+    state.className = gone ? "old" : "warn-cell";
+    put(size, shard.bytes ? bytes(shard.bytes) : "–");
+  }
+}
+
 // Brings a table of things with names up to date without making it anew.
 function keep(known, list, parent, create) {
   for (const [id, one] of known) {
@@ -169,7 +190,9 @@ function keep(known, list, parent, create) {
 function showStatus() {
   put(byId("worker"), `worker ${clean(status.worker_id)}, version ${clean(status.version)}`);
   keep(rows, status.shards, byId("shard-rows"), (shard) => new Row(shard));
-  byId("no-shards").hidden = status.shards.length > 0;
+  keep(unsealed, status.unsealed, byId("unsealed-rows"), (shard) => new UnsealedRow(shard));
+  byId("unsealed-rows").hidden = status.unsealed.length === 0;
+  byId("no-shards").hidden = status.shards.length + status.unsealed.length > 0;
   const { device } = status;
   put(byId("device"), `Device ${clean(device.kind)} ${clean(device.uuid)}: ${bytes(device.used_bytes)} of ${bytes(device.total_bytes)} used, ` +
     `${bytes(device.available_bytes)} free. Checked: ${bytes(status.scrub.throughput_bytes_per_second)} a second, budget ${clean(status.scrub.budget)}.`);

@@ -210,6 +210,7 @@ function tell(record) {
   for (const name of ["damage", "command", "reason", "violation", "action", "version"]) {
     if (typeof record[name] === "string") parts.push(`${name === "reason" || name === "damage" ? "" : `${name} `}${clean(record[name])}`);
   }
+  if (record.event === "AttestationMade") parts.push(`${counted(record.shards, "shard")} attested; envelope ${clean(record.envelope)}`);
   if (record.event === "ScrubPassed") parts.push(`${counted(record.blocks, "block")} as sealed, in ${duration(record.duration_ns / 1e9)}`);
   else if (record.bytes !== undefined) parts.push(bytes(record.bytes));
   return parts.join("; ");

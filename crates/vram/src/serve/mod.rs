@@ -27,6 +27,7 @@ mod retention;
 mod routes;
 mod since;
 mod socket;
+mod standing;
 mod stay;
 mod telemetry;
 

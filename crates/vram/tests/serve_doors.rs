@@ -4,10 +4,11 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::Home;
@@ -128,6 +129,48 @@ fn a_body_that_never_ends_is_not_waited_for() {
     let request = format!("{}Connection: close\r\nContent-Length: {}\r\n\r\n{large}", head("/v1/attest"), large.len());
     let back = whole(TcpStream::connect(&daemon.address).unwrap(), &request);
     assert!(back.starts_with("HTTP/1.1 413") && back.contains("65536 bytes"), "{back}");
+}
+
+/// The descriptors that it may open, and what it said.
+fn with_limit(home: &Home, limit: &str) -> (String, String) {
+    let (command, file) = (home.command(), home.file("m", &[7; 70_000]));
+    let said = home.path("said");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\"")]).arg(command.get_program());
+    shell
+        .args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--socket"])
+        .arg(home.path("s"))
+        .arg(file);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&said).unwrap());
+    let mut child = shell.env_remove("NOTIFY_SOCKET").spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(!ready.is_empty(), "{said}");
+    let limits = limits.unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    (limit.split_whitespace().next().unwrap().to_owned(), said)
+}
+
+#[test]
+fn it_may_open_what_all_connections_need_or_says_that_it_may_not() {
+    let home = Home::new();
+    // 512 clients with two each, 64 connections with three, a shard, and the reserve.
+    let (limit, said) = with_limit(&home, "ulimit -Sn 200");
+    assert_eq!((limit.as_str(), said.contains("descriptors")), ("1473", false), "{said}");
+    let (limit, said) = with_limit(&home, "ulimit -n 300; ulimit -Sn 200");
+    assert_eq!(limit, "300", "{said}");
+    let warnings: Vec<_> = said.lines().filter(|line| line.contains("descriptors")).collect();
+    assert!(matches!(warnings[..], [one] if one.contains("1473") && one.contains("LimitNOFILE")), "{said}");
 }
 
 trait Talk: Read + Write + Send {}

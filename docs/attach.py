@@ -25,7 +25,12 @@ class Daemon:
 
     def send(self, **message):
         body = json.dumps(message).encode()
-        self.socket.sendall(len(body).to_bytes(4, "little") + body)
+        try:
+            self.socket.sendall(len(body).to_bytes(4, "little") + body)
+        except (BrokenPipeError, ConnectionResetError):
+            # The daemon hung up, and said why before: that waits to be read, behind what else it said.
+            while True:
+                self.receive()
 
     def receive(self):
         # The descriptor travels with the frame's first byte, so the length must be read with room for one.
@@ -36,13 +41,14 @@ class Daemon:
             raise ConnectionError("this is the control socket, it speaks HTTP: vram serve prints the attach socket, too")
         if not head:
             raise ConnectionError("the daemon is gone: nobody watches what is mapped any more")
-        body, length = b"", int.from_bytes(head, "little")
-        while len(body) < length:
-            piece = self.socket.recv(length - len(body))
-            if not piece:
+        body = memoryview(bytearray(int.from_bytes(head, "little")))
+        rest = body
+        while rest:
+            read = self.socket.recv_into(rest)
+            if not read:
                 raise ConnectionError("the daemon is gone in the middle of a message")
-            body += piece
-        message = json.loads(body)
+            rest = rest[read:]
+        message = json.loads(bytes(body))
         if message["type"] == "error":
             raise PermissionError(f"{message['code']}: {message['message']}")
         return message, files[0] if files else None

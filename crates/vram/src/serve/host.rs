@@ -39,11 +39,20 @@ fn host(headers: &HeaderMap, uri: &Uri) -> Result<Authority, &'static str> {
     };
     // The name of a user has no place there.
     let host = host.to_str().ok().filter(|host| !host.contains('@')).and_then(|host| host.parse::<Authority>().ok());
+    let host = host.filter(has_port_or_none);
     let host = host.ok_or("the header Host is not the name of a host; write it as name or name:port")?;
     match uri.authority() {
         Some(authority) if *authority != host => Err("the request names one host in its address and another in Host"),
         _ => Ok(host),
     }
+}
+
+/// Whether what follows the name can be a port.
+fn has_port_or_none(host: &Authority) -> bool {
+    let Some(rest) = host.as_str().strip_prefix(host.host()) else { return false };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    // A colon and nothing behind it means the usual one.
+    rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.is_empty() || is_port(port))
 }
 
 /// Whether a host is this machine by its plain names.
@@ -80,6 +89,11 @@ mod tests {
             ("/", &["a b"]),
             ("/", &["a/b"]),
             ("/", &["user@localhost"]),
+            ("/", &["localhost:evil"]),
+            ("/", &["localhost:99999999"]),
+            ("/", &["localhost:+80"]),
+            ("/", &["[::1]:x"]),
+            ("/", &["[::1]9810"]),
             ("http://user@localhost/", &["localhost"]),
         ] {
             assert!(asked(uri, hosts).is_err(), "{uri} {hosts:?}");

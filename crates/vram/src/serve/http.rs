@@ -1,12 +1,16 @@
 //! Connections: how many, how long, how large. What they ask is answered in [`super::routes`].
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::{Extension, Router};
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -16,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 
 use super::lock::lock;
+use super::standing::{Open, Standing};
 
 /// How long a client may take for the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(5);
@@ -61,8 +66,7 @@ where
     F: Future<Output = std::io::Result<Option<(S, Option<Peer>)>>>,
 {
     let mut talks = JoinSet::new();
-    // Those in progress, the oldest first; dropping an entry ends it.
-    let open: Arc<Mutex<BTreeMap<u64, oneshot::Sender<()>>>> = Arc::default();
+    let open: Arc<Mutex<Open>> = Arc::default();
     for number in 0.. {
         let accepted = tokio::select! {
             accepted = accept() => accepted,
@@ -78,41 +82,50 @@ where
             }
         };
         let (alive, evicted) = oneshot::channel();
-        {
-            let mut open = lock(&open);
-            // The oldest goes: whoever asks and reads is through in no time, so a crowd that does not shuts itself out.
-            while open.len() >= limits.connections && open.pop_first().is_some() {}
-            open.insert(number, alive);
+        let standing = Standing::default();
+        if !lock(&open).admit(number, standing.clone(), alive, limits.connections) {
+            continue;
         }
-        let router = match peer {
-            Some(peer) => router.clone().layer(Extension(peer)),
-            None => router.clone(),
-        };
-        let (ended, open) = (ended.clone(), Arc::clone(&open));
+        let (router, ended, open) = (router.clone(), ended.clone(), Arc::clone(&open));
         talks.spawn(async move {
             tokio::select! {
-                () = converse(stream, router, ended) => {}
+                () = converse(stream, router, peer, standing, ended) => {}
                 _ = evicted => {}
             }
-            lock(&open).remove(&number);
+            lock(&open).leave(number);
         });
     }
     while talks.join_next().await.is_some() {}
 }
 
-async fn converse<S>(stream: S, router: Router, mut ended: watch::Receiver<bool>)
-where
+async fn converse<S>(
+    stream: S,
+    router: Router,
+    peer: Option<Peer>,
+    standing: Standing,
+    mut ended: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // A client that does not read what it asked for is not waited for.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(READ_TIME));
     let stream = TokioIo::new(Box::pin(stream));
+    let router = TowerToHyperService::new(router);
+    let answer = service_fn(|mut request: Request<Incoming>| {
+        let answering = standing.answer();
+        request.extensions_mut().insert(standing.clone());
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        let answer = router.call(request);
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| Body::new(answering.until_sent(body)))) }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(stream, TowerToHyperService::new(router));
+        .serve_connection(stream, answer);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // What a client does wrong is its own affair.

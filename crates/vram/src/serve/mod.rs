@@ -11,6 +11,7 @@ mod attest;
 mod auth;
 mod blocks;
 mod config;
+mod descriptors;
 mod events;
 mod evidence;
 mod handout;
@@ -27,6 +28,7 @@ mod retention;
 mod routes;
 mod since;
 mod socket;
+mod standing;
 mod stay;
 mod telemetry;
 
@@ -79,6 +81,11 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let settings = Settings::load(serve, global)?;
     let chosen = devices::choose(&settings.device)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
+    let clients = settings.attach.most_clients();
+    if let Some(missing) = descriptors::allow(descriptors::needed(settings.max_connections.into(), clients, jobs.len()))
+    {
+        out.warn(format_args!("warning: {missing}"));
+    }
     let attest_key = attest::KeyFile::find(settings.attest_key.as_deref())?;
     if let Some(wrong) = attest_key.problem() {
         out.warn(format_args!("warning: nothing can be attested: {wrong}"));

@@ -1,11 +1,12 @@
 //! The published audit log, as it lies on the disk: for whoever verifies it, and read-only.
 //!
 //! Only the files that a published log has are answered, by their exact names. They are opened one directory after the
-//! other and no link is followed, so nothing outside is reached whatever lies there.
+//! other and no link is followed, so nothing outside is reached whatever lies there. A file with a second name is not
+//! answered either, nor one of another user: a published log writes none, and what they are is not known.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,19 +85,24 @@ fn open(dir: &Path, name: &str) -> io::Result<Option<(File, u64)>> {
     let (parents, last) = name.rsplit_once('/').unwrap_or(("", name));
     let walk = || {
         let mut at = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?;
+        let owner = rustix::fs::fstat(&at)?.st_uid;
         for part in parents.split('/').filter(|part| !part.is_empty()) {
             at = rustix::fs::openat(&at, part, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
         }
-        rustix::fs::openat(&at, last, flags | OFlags::NOFOLLOW, Mode::empty())
+        Ok((rustix::fs::openat(&at, last, flags | OFlags::NOFOLLOW, Mode::empty())?, owner))
     };
-    let file = match walk() {
-        Ok(opened) => File::from(opened),
+    let (file, owner) = match walk() {
+        Ok((opened, owner)) => (File::from(opened), owner),
         // Not there, or not what a published log consists of, such as a link or a socket.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let about = file.metadata()?;
-    Ok((about.is_file() && about.len() <= MAX_FILE).then_some((file, about.len())))
+    // One that was replaced just now has no name left, and is still what was published.
+    let is_alone = about.nlink() <= 1;
+    let is_own = about.uid() == owner || about.uid() == rustix::process::geteuid().as_raw();
+    let is_published = about.is_file() && about.len() <= MAX_FILE && is_alone && is_own;
+    Ok(is_published.then_some((file, about.len())))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
@@ -155,11 +161,25 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(dir.join("cosigned")).unwrap();
         let fifo = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, dir.join("minimum-index"), fifo, Mode::RUSR, 0).unwrap();
+        // A second name of a file elsewhere is a link as well.
+        std::fs::hard_link(outside.join("secret"), dir.join("tile/0/001")).unwrap();
         assert_eq!(open(&dir, "tile/0/000").unwrap().unwrap().1, 4);
-        for name in
-            ["checkpoint", "tile/entries/000", "vkey", "tile/1/000", "tile/0/000/1", "cosigned", "minimum-index"]
-        {
+        for name in [
+            "checkpoint",
+            "tile/entries/000",
+            "vkey",
+            "tile/1/000",
+            "tile/0/000/1",
+            "cosigned",
+            "minimum-index",
+            "tile/0/001",
+        ] {
             assert!(open(&dir, name).unwrap().is_none(), "{name}");
+        }
+        // Nor is one of a third user, where this one may give a file away at all.
+        if std::os::unix::fs::chown(dir.join("tile/0/000"), Some(12_345), None).is_ok() {
+            assert!(open(&dir, "tile/0/000").unwrap().is_none());
+            std::os::unix::fs::chown(dir.join("tile/0/000"), Some(0), None).unwrap();
         }
         // The directory itself may be a link: the operator put it there.
         std::os::unix::fs::symlink(&dir, scratch.path().join("link")).unwrap();

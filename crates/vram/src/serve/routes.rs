@@ -1,6 +1,8 @@
 //! Which request is answered by what.
 
+use std::error::Error as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -11,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use http_body_util::LengthLimitError;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,12 +29,15 @@ use super::host::{for_this_machine, named_once};
 use super::http::Peer;
 use super::registry::Registry;
 use super::report::{DrillRequest, Health, LoadRequest, ReleaseRequest, ResealRequest, UnsealRequest};
+use super::standing::Standing;
 use super::{openapi, page, published, telemetry};
 use crate::approve::Source;
 use crate::exit::{Exit, Failure};
 
 /// Largest body that is read.
 const BODY_BYTES: usize = 64 << 10;
+/// How long a client may take for that.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// What every answer is made from.
 #[derive(Clone)]
@@ -52,10 +58,11 @@ pub(super) fn public(shared: Shared) -> Router {
     let guarded = Router::new()
         .route("/v1/shards/{id}/verify", post(verify))
         .route("/v1/attest", post(attest))
+        .route_layer(middleware::from_fn(complete))
         .route_layer(middleware::from_fn_with_state(shared.clone(), needs_token));
-    let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
     let show = page::routes().route("/audit/{*file}", get(published_file));
-    finish(look().merge(guarded).merge(show).layer(local), shared)
+    let local = middleware::from_fn_with_state(shared.clone(), for_this_machine);
+    finish(answered(look().merge(guarded).merge(show)).layer(local), shared)
 }
 
 /// For who may open the control socket: everything.
@@ -68,8 +75,9 @@ pub(super) fn control(shared: Shared) -> Router {
         .route("/v1/shards/{id}/repair", post(repair))
         .route("/v1/shards/{id}/unseal", post(unseal))
         .route("/v1/shards/{id}/reseal", post(reseal))
-        .route("/v1/shards/{id}/drill", post(drill));
-    finish(look().merge(act), shared)
+        .route("/v1/shards/{id}/drill", post(drill))
+        .route_layer(middleware::from_fn(complete));
+    finish(answered(look().merge(act)), shared)
 }
 
 fn look() -> Router<Shared> {
@@ -87,7 +95,8 @@ fn look() -> Router<Shared> {
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi::DOCUMENT) }))
 }
 
-fn finish(router: Router<Shared>, shared: Shared) -> Router {
+/// With an answer to whatever else is asked.
+fn answered(router: Router<Shared>) -> Router<Shared> {
     router
         .fallback(|| async {
             Refusal(StatusCode::NOT_FOUND, Failure::new("not-found", "there is nothing at this path"))
@@ -96,10 +105,36 @@ fn finish(router: Router<Shared>, shared: Shared) -> Router {
             let message = format!("{method} is not answered at this path; /v1/openapi.json says what is");
             Refusal(StatusCode::METHOD_NOT_ALLOWED, Failure::new("method", message))
         })
+}
+
+fn finish(router: Router<Shared>, shared: Shared) -> Router {
+    router
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(middleware::from_fn(named_once))
         .layer(middleware::map_response(plain))
         .with_state(shared)
+}
+
+/// Waits for the whole body of a request, for a while; from then on there is work under way.
+async fn complete(Extension(standing): Extension<Standing>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let (status, kind, message) = match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES)).await {
+        Ok(Ok(body)) => {
+            let _working = standing.work();
+            return next.run(Request::from_parts(parts, body.into())).await;
+        }
+        Ok(Err(error)) if error.source().is_some_and(|error| error.is::<LengthLimitError>()) => {
+            let message =
+                format!("the body is larger than {BODY_BYTES} bytes; nothing that is asked for here needs more");
+            (StatusCode::PAYLOAD_TOO_LARGE, "usage", message)
+        }
+        Ok(Err(error)) => (StatusCode::BAD_REQUEST, "usage", format!("the body could not be read: {error}")),
+        Err(_) => {
+            let message = format!("the body was not complete within {BODY_TIME:?}; send all of it at once");
+            (StatusCode::REQUEST_TIMEOUT, "timeout", message)
+        }
+    };
+    Refusal(status, Failure::new(kind, message)).into_response()
 }
 
 /// Nobody's browser should guess what this is, or keep it, or show it inside something else, unless the answer itself says
@@ -122,7 +157,7 @@ async fn plain(mut response: Response) -> Response {
 async fn needs_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let (status, message) = match &shared.token {
         Some(token) if token.is_shown(request.headers()) => return next.run(request).await,
-        Some(_) => (StatusCode::UNAUTHORIZED, "this needs the header Authorization: Bearer TOKEN"),
+        Some(_) => (StatusCode::UNAUTHORIZED, "this needs one header Authorization: Bearer TOKEN"),
         None => (
             StatusCode::FORBIDDEN,
             "this costs work and the daemon has no token; start it with --token-file, or use the control socket",

@@ -33,6 +33,7 @@ use vram_residency::metrics as names;
 use self::pace::{Bucket, Pace};
 use self::refusals::{Due, Refusals};
 use self::talk::Talk;
+use super::events::taken;
 use super::registry::Registry;
 use super::socket::Control;
 use crate::exit::Failure;
@@ -221,9 +222,11 @@ impl Shared {
     }
 
     fn record(&self, due: impl IntoIterator<Item = Due>) {
-        for (refusal, uid, unrecorded) in due {
-            let _acting = self.registry.acting_for(uid);
-            self.registry.record_refused(&refusal, unrecorded);
+        for due in due {
+            let _acting = self.registry.acting_for(due.1);
+            if !self.registry.record_refused(&due.0, due.2) {
+                self.refusals.put_back(due, Instant::now());
+            }
         }
     }
 }
@@ -242,10 +245,12 @@ impl Registry {
         let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
     }
 
-    fn record_refused(&self, refusal: &Refusal, unrecorded: u64) {
+    /// Whether the log took the record.
+    fn record_refused(&self, refusal: &Refusal, unrecorded: u64) -> bool {
         let (shard_id, code, reason) = (refusal.shard_id.as_deref(), refusal.code, refusal.message.as_str());
         let event = HandoutEvent::Refused { shard_id, code, reason, unrecorded };
-        let _ = self.record_handout(event);
+        let (recorded, seq) = taken(|| self.record_handout(event));
+        recorded.is_ok() && seq.is_some()
     }
 }
 

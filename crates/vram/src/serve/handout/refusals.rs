@@ -67,6 +67,15 @@ impl Refusals {
         due
     }
 
+    /// Counts a refusal again whose record was not kept, and those that it stood for: the next record of the kind does.
+    pub(super) fn put_back(&self, (refusal, uid, unrecorded): Due, now: Instant) {
+        let mut kinds = lock(&self.0);
+        let kind = Self::kind(&refusal, uid);
+        let kept = kinds.entry(kind).or_insert(Kept { turn: now, waiting: None, count: 0 });
+        kept.count = kept.count.saturating_add(unrecorded).saturating_add(1);
+        kept.waiting.get_or_insert((refusal, uid));
+    }
+
     fn kind(refusal: &Refusal, uid: u32) -> Kind {
         let uid = (refusal.code != ErrorCode::ForbiddenUser).then_some(uid);
         (uid, refusal.code.as_str())
@@ -128,6 +137,34 @@ mod tests {
         assert_eq!((records, stood_for), (5 + 6, 30_000));
         assert!(refusals.due(begun + Duration::from_secs(200), false).is_empty());
         assert!(refusals.0.lock().unwrap().is_empty(), "who is at rest is forgotten");
+    }
+
+    #[test]
+    fn what_no_record_was_kept_of_is_in_the_next_one_that_is() {
+        let (refusals, begun) = (Refusals::default(), Instant::now());
+        let unknown = Refusal::new(ErrorCode::UnknownShard, "no such shard");
+        let (mut asked, mut stood_for) = (0, 0);
+        // A hundred a second for two minutes; in the second half of the first the disk is full.
+        for number in 0..12_000_u64 {
+            let now = begun + Duration::from_millis(10 * number);
+            let is_full = (3000..6000).contains(&number);
+            asked += 1;
+            let noted = refusals.note(&unknown, 7, now);
+            let later = if number % 100 == 0 { refusals.due(now, false) } else { Vec::new() };
+            for due in noted.into_iter().chain(later) {
+                match is_full {
+                    true => refusals.put_back(due, now),
+                    false => stood_for += 1 + due.2,
+                }
+            }
+        }
+        let end = begun + Duration::from_secs(120);
+        // Also where it is the last one, and nobody asks any more.
+        for due in refusals.due(end, true) {
+            refusals.put_back(due, end);
+        }
+        stood_for += refusals.due(end + EVERY * BURST, false).into_iter().map(|due| 1 + due.2).sum::<u64>();
+        assert_eq!((asked, stood_for), (12_000, 12_000));
     }
 
     #[test]

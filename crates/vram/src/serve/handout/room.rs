@@ -32,6 +32,10 @@ impl Room {
         Self { most: most.into(), masters: BTreeSet::from([own, 0]), users }
     }
 
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Places that only the masters get.
     fn reserved(&self) -> usize {
         self.most.checked_div(8).unwrap_or(0).max(2)

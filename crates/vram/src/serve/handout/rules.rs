@@ -86,6 +86,11 @@ impl Rules {
         })
     }
 
+    /// How many may be connected at one time.
+    pub(crate) fn most_clients(&self) -> usize {
+        if self.enabled { self.room.most() } else { 0 }
+    }
+
     /// Whether others than the daemon's own user and root may have shards.
     pub(crate) fn is_shared(&self) -> bool {
         self.uids.iter().any(|uid| *uid != self.own && *uid != 0)

@@ -241,6 +241,17 @@ pub(crate) fn fmt_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
+/// Bytes as lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    struct Hex<'a>(&'a [u8]);
+    impl fmt::Display for Hex<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            fmt_hex(self.0, f)
+        }
+    }
+    Hex(bytes).to_string()
+}
+
 fn parse_hex(text: &str) -> Result<[u8; 32], ParseDigestError> {
     let mut bytes = [0; 32];
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(ParseDigestError::Hex) };

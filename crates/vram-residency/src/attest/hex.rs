@@ -17,12 +17,3 @@ fn nibble(digit: u8) -> Option<u8> {
         _ => None,
     }
 }
-
-/// As text, for `serde`.
-pub(super) fn text(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}

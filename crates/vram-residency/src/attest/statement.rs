@@ -43,7 +43,7 @@ impl FromStr for Nonce {
 
 impl Display for Nonce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::text(&self.0))
+        f.write_str(&crate::digest::hex(&self.0))
     }
 }
 
@@ -310,7 +310,7 @@ fn sha256_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[u8; 
 }
 
 fn as_hash_hex<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&hex::text(hash))
+    serializer.serialize_str(&crate::digest::hex(hash))
 }
 
 fn hash_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {

@@ -370,13 +370,7 @@ pub mod shown_state {
 /// Bytes as lower-case hex digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    struct Hex<'a>(&'a [u8]);
-    impl fmt::Display for Hex<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            crate::digest::fmt_hex(self.0, f)
-        }
-    }
-    Hex(bytes).to_string()
+    crate::digest::hex(bytes)
 }
 
 /// Bytes from hex digits; none where it is something else.

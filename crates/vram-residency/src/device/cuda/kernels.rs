@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Function, Module, PinnedBuffer, Stream};
-use crate::digest::fmt_hex;
+use crate::digest::hex;
 
 /// The text that is compiled by the driver, with the digest of its own sources in its first lines.
 const BLAKE3: &str = include_str!("../../../../../kernels/ptx/blake3.ptx");
@@ -68,13 +68,7 @@ impl fmt::Display for HashVariant {
 
 /// SHA-256 of the kernels' text that is built in, in hex.
 pub(super) fn text_digest() -> String {
-    struct Hex([u8; 32]);
-    impl fmt::Display for Hex {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            fmt_hex(&self.0, f)
-        }
-    }
-    Hex(Sha256::digest(BLAKE3).into()).to_string()
+    hex(&Sha256::digest(BLAKE3))
 }
 
 /// Blocks of a region that a launch hashes, as the kernels read it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::VramManager;
+use super::{Recorded, VramManager};
 use crate::audit::AuditEvent;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -54,25 +54,28 @@ pub enum HandoutEvent<'a> {
 }
 
 impl VramManager {
-    /// Records what a service that hands out shards does. Nothing may be handed out without its record.
+    /// Records what a service that hands out shards does, and says whether the log took it. Nothing may be handed out
+    /// without its record.
     ///
     /// # Errors
     /// [`Error::Audit`] where the record of a shard that is handed out is not kept, or any other that the policy requires.
-    pub fn record_handout(&self, event: HandoutEvent<'_>) -> Result<(), Error> {
-        match event {
+    pub fn record_handout(&self, event: HandoutEvent<'_>) -> Result<bool, Error> {
+        let recorded = match event {
             HandoutEvent::Attached { shard, client, lease } => {
                 let (shard_id, digest) = (shard.shard_id(), shard.digest());
-                self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease })
+                self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease })?;
+                Recorded::Kept
             }
             HandoutEvent::Detached { shard_id, digest, client, lease, held, reason } => {
                 let held_ns = nanoseconds(held);
                 let event = AuditEvent::ShardDetached { shard_id, digest, client, lease, held_ns, reason };
-                self.worker.record(&event).map(|_| ())
+                self.worker.record(&event)?
             }
             HandoutEvent::Refused { shard_id, code, reason, unrecorded } => {
                 let code = code.as_str();
-                self.worker.record(&AuditEvent::AttachRefused { shard_id, code, reason, unrecorded }).map(|_| ())
+                self.worker.record(&AuditEvent::AttachRefused { shard_id, code, reason, unrecorded })?
             }
-        }
+        };
+        Ok(recorded == Recorded::Kept)
     }
 }

@@ -1,6 +1,5 @@
 //! The live stream of records: what the audit log takes, as it takes it.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -15,19 +14,6 @@ use super::report::now_ns;
 
 /// Records that a slow reader may lag behind.
 const BACKLOG: usize = 1024;
-
-thread_local! {
-    /// The number that the log gave to what this thread recorded last, if it took that.
-    static TAKEN: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// Does what makes a record, and says which number the log gave it. None where the log did not take it, also where the
-/// policy lets work go on without.
-pub(super) fn taken<T>(record: impl FnOnce() -> T) -> (T, Option<u64>) {
-    TAKEN.set(None);
-    let made = record();
-    (made, TAKEN.take())
-}
 
 #[derive(Debug, Clone)]
 struct Record {
@@ -59,7 +45,6 @@ impl Events {
     pub(super) fn tap(&self) -> Arc<Tap> {
         let (sender, recent) = (self.sender.clone(), self.recent());
         Arc::new(move |seq, leaf| {
-            TAKEN.set(seq);
             // First, so that who hears of a record and asks finds it.
             recent.note(seq, leaf, now_ns());
             if sender.receiver_count() > 0 {

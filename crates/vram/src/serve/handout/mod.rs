@@ -33,7 +33,6 @@ use vram_residency::metrics as names;
 use self::pace::{Bucket, Pace};
 use self::refusals::{Due, Refusals};
 use self::talk::Talk;
-use super::events::taken;
 use super::registry::Registry;
 use super::socket::Control;
 use crate::exit::Failure;
@@ -249,8 +248,7 @@ impl Registry {
     fn record_refused(&self, refusal: &Refusal, unrecorded: u64) -> bool {
         let (shard_id, code, reason) = (refusal.shard_id.as_deref(), refusal.code, refusal.message.as_str());
         let event = HandoutEvent::Refused { shard_id, code, reason, unrecorded };
-        let (recorded, seq) = taken(|| self.record_handout(event));
-        recorded.is_ok() && seq.is_some()
+        self.record_handout(event).unwrap_or(false)
     }
 }
 

@@ -25,7 +25,7 @@ impl Registry {
         (self.manager.worker_id().to_string(), self.period)
     }
 
-    pub(in crate::serve) fn record_handout(&self, event: HandoutEvent<'_>) -> Result<(), Failure> {
+    pub(in crate::serve) fn record_handout(&self, event: HandoutEvent<'_>) -> Result<bool, Failure> {
         Ok(self.manager.record_handout(event)?)
     }
 

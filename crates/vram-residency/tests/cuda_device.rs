@@ -92,7 +92,7 @@ fn a_flipped_bit_is_found_in_its_block() {
 
 /// All 524,288 of them: `cargo xtask campaign cuda`.
 #[test]
-#[ignore = "ten minutes: the kernels are interpreted"]
+#[ignore = "ten minutes, as the kernels are interpreted: cargo xtask campaign cuda"]
 fn every_bit_of_64_kib_is_found() {
     let emulator = Emulator::lock(Plan::default());
     flip_and_find(&emulator, 0..IMAGE * 8);

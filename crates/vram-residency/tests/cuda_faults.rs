@@ -109,7 +109,7 @@ fn a_failing_driver_call_leaves_nothing_behind() {
 
 /// All of them: `cargo xtask campaign cuda`.
 #[test]
-#[ignore = "minutes: every call of a life"]
+#[ignore = "minutes, for every call of a life: cargo xtask campaign cuda"]
 fn every_failing_driver_call_leaves_nothing_behind() {
     every(1);
 }

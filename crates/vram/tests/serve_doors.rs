@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::Home;
-use support::daemon::{Daemon, WAIT};
+use support::daemon::{Daemon, WAIT, whole};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -22,14 +22,6 @@ fn with_token<'a>(home: &'a Home, more: &[&str]) -> Daemon<'a> {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let token = ["--token-file", file.to_str().unwrap()];
     Daemon::start(home, &[&token, more].concat())
-}
-
-/// Asks, and reads until the daemon hangs up.
-fn whole(mut stream: impl Read + Write, request: &str) -> String {
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut back = String::new();
-    stream.read_to_string(&mut back).unwrap();
-    back
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 use support::Home;
-use support::daemon::{Daemon, WAIT};
+use support::daemon::{Daemon, WAIT, whole};
 
 /// Holds a value against the part of JSON Schema that the document uses.
 fn holds(document: &Value, schema: &Value, value: &Value, at: &str) {
@@ -294,14 +294,6 @@ fn a_local_port_answers_only_to_this_machines_names() {
         let answer = daemon.get_from(host, "/v1/status");
         assert!(answer.status == 421 && !answer.body.contains("worker_id"), "{host}: {answer:?}");
     }
-}
-
-/// Asks, and reads until the daemon hangs up.
-fn whole(mut stream: impl Read + Write, request: &str) -> String {
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut back = String::new();
-    stream.read_to_string(&mut back).unwrap();
-    back
 }
 
 #[test]

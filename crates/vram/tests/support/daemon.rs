@@ -180,3 +180,11 @@ fn answer(mut stream: impl Read) -> Answer {
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     Answer { status, head: head.to_owned(), body: body.to_owned() }
 }
+
+/// Asks, and reads until the daemon hangs up.
+pub(crate) fn whole(mut stream: impl Read + Write, request: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).unwrap();
+    back
+}

@@ -76,7 +76,7 @@ class BlockMap {
     this.cursor = -1;
     this.unknown = false;
     this.wanted = false;
-    this.drawn = { count: 0, worst: 0 };
+    this.drawn = { count: 0, worst: 0 }; // Of blocks: before the first answer, an empty frame is none.
     canvas.addEventListener("pointermove", (event) => this.point(event, onPick));
     canvas.addEventListener("pointerdown", (event) => this.point(event, onPick));
     new ResizeObserver(() => this.paintLater(true)).observe(canvas.parentElement);
@@ -135,7 +135,7 @@ class BlockMap {
       this.anew = false;
       this.paint();
       const took = performance.now() - begun;
-      this.drawn = { count: this.drawn.count + 1, worst: Math.max(this.drawn.worst, took) };
+      if (this.ages.length > 0) this.drawn = { count: this.drawn.count + 1, worst: Math.max(this.drawn.worst, took) };
     });
   }
 

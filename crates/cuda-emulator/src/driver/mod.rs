@@ -4,6 +4,7 @@ pub(crate) mod abi;
 mod calls;
 mod contexts;
 pub(crate) mod control;
+pub mod declared;
 mod devices;
 mod faults;
 mod graphs;

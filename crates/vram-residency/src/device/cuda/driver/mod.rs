@@ -27,6 +27,8 @@ mod context;
 mod error;
 #[cfg(feature = "gpu-check")]
 pub(super) mod extra;
+#[cfg(feature = "gpu-check")]
+pub(super) mod header;
 mod module;
 mod stream;
 mod table;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::kernels::{SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
 use super::{Address, CudaError, DeviceBuffer, Gpu, Memory, Stream};
+use crate::device::cuda::driver::types::numbers;
 use crate::device::cuda::driver::{Function, Module};
 use crate::digest::block_count;
 
@@ -25,6 +26,13 @@ const INITIAL: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 /// The mode of keyed BLAKE3.
 const KEYED: u64 = 16;
+
+numbers! {
+    /// Attributes of a kernel, and one of a device.
+    const LOCAL_BYTES: i32 = 3, "CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES";
+    const REGISTERS: i32 = 4, "CU_FUNC_ATTRIBUTE_NUM_REGS";
+    const MULTIPROCESSORS: i32 = 16, "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT";
+}
 
 /// Which kernels a sweep runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +115,7 @@ impl Kernels {
         let mut find = |module: &Arc<Module>, of: usize, name: &'static CStr| {
             let function = module.function(name)?;
             let attribute = |number| gpu.extra.function_attribute(number, &function).ok();
-            // CU_FUNC_ATTRIBUTE_NUM_REGS, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
-            let takes = (name.to_string_lossy().into_owned(), attribute(4), attribute(3));
+            let takes = (name.to_string_lossy().into_owned(), attribute(REGISTERS), attribute(LOCAL_BYTES));
             compiled.get_mut(of).into_iter().for_each(|text| text.kernels.push(takes.clone()));
             Ok::<_, CudaError>(function)
         };
@@ -245,8 +252,12 @@ impl Kernels {
         let stream = &self.foreground;
         let ask: Box<dyn Fn() -> i32 + '_> = match work {
             Foreground::Read(memory) => {
-                let groups =
-                    gpu.extra.device_attribute(16).ok().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+                let groups = gpu
+                    .extra
+                    .device_attribute(MULTIPROCESSORS)
+                    .ok()
+                    .and_then(|count| u32::try_from(count).ok())
+                    .unwrap_or(1);
                 Box::new(move || self.read(gpu, stream, memory, memory.bytes(), groups.saturating_mul(8)))
             }
             Foreground::Multiply(memory, n) => {

@@ -28,6 +28,8 @@ pub struct Report {
     pub device_bytes: Vec<u64>,
     /// Bytes that kernels read or wrote in device and pinned memory.
     pub kernel_bytes: u64,
+    /// Bytes copied between a device and memory of the host that the driver does not know: through memory of its own.
+    pub pageable_bytes: u64,
     /// Instructions that warps executed.
     pub warp_instructions: u64,
 }

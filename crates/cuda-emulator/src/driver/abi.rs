@@ -56,6 +56,7 @@ pub(crate) mod code {
         (MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS\0", "a misaligned address was met\0"),
         (LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED\0", "the launch failed\0"),
         (NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED\0", "not supported\0"),
+        (802, "CUDA_ERROR_SYSTEM_NOT_READY\0", "the system is not yet started\0"),
         (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\0", "library and kernel module differ\0"),
         (UNKNOWN, "CUDA_ERROR_UNKNOWN\0", "unknown error\0"),
     ];

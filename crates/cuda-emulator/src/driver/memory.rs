@@ -151,10 +151,12 @@ pub(crate) struct Piece {
 }
 
 /// Memory at addresses.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mapping {
     pub(crate) bytes: u64,
     pub(crate) piece: u64,
+    /// Where in the piece it begins: not at 0 behind a place where access changes.
+    pub(crate) offset: u64,
     /// Access by device: 0, 1 read, 3 read and write.
     pub(crate) access: Vec<u8>,
     /// What the readings say where `cuMemSetAccess` lies.
@@ -230,6 +232,39 @@ impl Space {
         (at == end).then_some(starts)
     }
 
+    /// The same for a range that need not begin and end where mappings do: they are cut there. What is mapped to what, and
+    /// what is allowed, stays.
+    pub(crate) fn cut(&mut self, start: u64, bytes: u64) -> Option<Vec<u64>> {
+        let end = start.checked_add(bytes)?;
+        for at in [start, end] {
+            let Some((first, mapping)) = self.mapping(at).filter(|(first, _)| *first != at) else { continue };
+            let (mut front, mut back) = (mapping.clone(), mapping.clone());
+            front.bytes = at - first;
+            back.bytes -= front.bytes;
+            back.offset += front.bytes;
+            self.pieces.get_mut(&front.piece)?.mappings += 1;
+            self.mappings.insert(first, front);
+            self.mappings.insert(at, back);
+        }
+        self.exactly(start, bytes)
+    }
+
+    /// Whether these mappings are all of each piece that they map, from its first byte to its last.
+    pub(crate) fn are_whole(&self, starts: &[u64]) -> bool {
+        let mut from = 0;
+        for start in starts {
+            let mapping = &self.mappings[start];
+            if mapping.offset != from {
+                return false;
+            }
+            from = mapping.offset + mapping.bytes;
+            if from == self.pieces[&mapping.piece].bytes {
+                from = 0;
+            }
+        }
+        from == 0
+    }
+
     /// Where the bytes of a range are for the host, in pieces, if this device may access them so.
     pub(crate) fn resolve(
         &self,
@@ -250,8 +285,8 @@ impl Space {
             let piece = &self.pieces[&mapping.piece];
             let offset = at - start;
             let length = left.min(mapping.bytes - offset);
-            // SAFETY: `offset` is inside the piece, whose pages are mapped as long as it lives.
-            parts.push((unsafe { piece.pages.host.add(offset as usize) }, length as usize));
+            // SAFETY: inside the piece, whose pages are mapped as long as it lives.
+            parts.push((unsafe { piece.pages.host.add((mapping.offset + offset) as usize) }, length as usize));
             at += length;
             left -= length;
         }

@@ -56,8 +56,8 @@ impl State {
             14 => u64::from(piece.prop.requested_handle_types),
             16 => u64::from(mapping.claimed[device]),
             17 => 0,
-            18 => mapping.bytes,
-            19 => start,
+            18 => piece.bytes,
+            19 => start - mapping.offset,
             _ => return Err(code::INVALID_VALUE),
         };
         Ok((value, wide))

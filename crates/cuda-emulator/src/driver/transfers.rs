@@ -78,6 +78,9 @@ impl State {
     }
 
     fn check_places(&mut self, device: usize, to: &Place, from: &Place, bytes: u64, by: &str) -> Answer {
+        if [to, from].iter().any(|place| matches!(place, Place::Host(_))) {
+            self.report.pageable_bytes += bytes;
+        }
         for place in [to, from] {
             match place {
                 Place::Known(address) => self.check_range(device, *address, bytes, by)?,

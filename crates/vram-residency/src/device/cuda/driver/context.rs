@@ -142,7 +142,8 @@ impl Context {
         // SAFETY: writes a handle to where the first pointer points; the second is only looked at as an address.
         let answer = unsafe { (table.retain_handle)(&raw mut handle, pointer) };
         match answer {
-            code::INVALID_VALUE | code::NOT_SUPPORTED => return Ok(None),
+            // Memory of a pool, and some of other processes, has a handle that nobody is given.
+            code::INVALID_VALUE | code::NOT_PERMITTED | code::NOT_SUPPORTED => return Ok(None),
             other => self.check("find an allocation", other)?,
         }
         let mut properties = types::AllocationProperties::EMPTY;

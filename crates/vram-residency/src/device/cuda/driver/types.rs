@@ -76,7 +76,7 @@ pub(in crate::device::cuda) mod code {
         pub(in crate::device::cuda) const NOT_SUPPORTED: Code = 801, "CUDA_ERROR_NOT_SUPPORTED";
         const MPS_CLIENT_TERMINATED: Code = 810, "CUDA_ERROR_MPS_CLIENT_TERMINATED";
         const EXTERNAL_DEVICE: Code = 911, "CUDA_ERROR_EXTERNAL_DEVICE";
-        const UNKNOWN: Code = 999, "CUDA_ERROR_UNKNOWN";
+        pub(in crate::device::cuda) const UNKNOWN: Code = 999, "CUDA_ERROR_UNKNOWN";
     }
 
     /// Errors after which the device's context answers nothing any more: those of which `cuda.h` says that the process

@@ -66,7 +66,7 @@ pub struct Sweep<'a> {
 pub struct Compiled {
     /// Which text.
     pub text: &'static str,
-    /// How long the driver's compiler took, in milliseconds.
+    /// How long it took until all of its kernels were found, in milliseconds: a driver may put work off until then.
     pub milliseconds: f64,
     /// Kernels of it: name, registers for each thread, bytes of local memory (spills) for each thread.
     pub kernels: Vec<(String, Option<i32>, Option<i32>)>,
@@ -113,10 +113,15 @@ impl Kernels {
         let (probe, c) = compile(gpu, probe)?;
         let mut compiled = vec![a, b, c];
         let mut find = |module: &Arc<Module>, of: usize, name: &'static CStr| {
+            let began = Instant::now();
             let function = module.function(name)?;
+            let took = began.elapsed().as_secs_f64() * 1000.0;
             let attribute = |number| gpu.extra.function_attribute(number, &function).ok();
             let takes = (name.to_string_lossy().into_owned(), attribute(REGISTERS), attribute(LOCAL_BYTES));
-            compiled.get_mut(of).into_iter().for_each(|text| text.kernels.push(takes.clone()));
+            if let Some(text) = compiled.get_mut(of) {
+                text.milliseconds += took;
+                text.kernels.push(takes);
+            }
             Ok::<_, CudaError>(function)
         };
         let kernels = Self {

@@ -115,6 +115,8 @@ pub enum Kind {
     Managed,
     /// Pinned memory of `cuMemHostAlloc`.
     Host,
+    /// Memory of the process under `cuMemHostRegister_v2`.
+    Registered,
     /// A stream.
     Stream,
     /// An event.
@@ -125,6 +127,13 @@ pub enum Kind {
     Graph,
     /// An instantiated graph.
     GraphExec,
+}
+
+impl Kind {
+    /// Main memory that a device addresses.
+    pub(crate) fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::Registered)
+    }
 }
 
 /// An access that the hardware refused, or a launch that it stopped.

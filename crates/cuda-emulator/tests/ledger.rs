@@ -85,6 +85,27 @@ fn access_changes_in_parts_where_the_driver_takes_parts() {
 }
 
 #[test]
+fn registered_memory_of_the_process_is_told_and_stays_its_own() {
+    let mut emulator = Emulator::lock(Plan::default());
+    // The second release below is meant.
+    emulator.leaves();
+    let driver = driver();
+    driver.start();
+    let mut bytes = vec![7_u8; 5000];
+    let address = bytes.as_mut_ptr() as u64;
+    driver.ok("cuMemHostRegister_v2", &[address, 5000, 0]);
+    assert_eq!(driver.call("cuMemHostRegister_v2", &[address + 100, 8, 0]), 712);
+    let mut kind = 0_u32;
+    driver.ok("cuPointerGetAttribute", &[(&raw mut kind) as u64, 2, address + 1]);
+    assert_eq!((kind, emulator.report().live_of(Kind::Registered).len()), (1, 1));
+    driver.ok("cuMemHostUnregister", &[address]);
+    assert_eq!(driver.call("cuMemHostUnregister", &[address]), 713);
+    assert!(bytes.iter().all(|byte| *byte == 7));
+    assert_eq!(emulator.report().double_frees.len(), 1);
+    driver.stop();
+}
+
+#[test]
 fn released_memory_stays_while_it_is_mapped() {
     let emulator = Emulator::lock(Plan::default());
     let driver = driver();

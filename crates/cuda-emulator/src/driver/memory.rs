@@ -22,6 +22,8 @@ pub(crate) struct Pages {
     pub(crate) file: OwnedFd,
     pub(crate) host: *mut u8,
     pub(crate) bytes: usize,
+    /// Not the process's own memory under another name.
+    ours: bool,
 }
 
 // SAFETY: the pages belong to the process, not to a thread.
@@ -49,6 +51,19 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Memory that the process has already. A file stands for it, to tell it from other memory.
+    pub(crate) fn registered(host: u64, bytes: u64) -> Result<Self, u32> {
+        let bytes = usize::try_from(bytes).map_err(|_| code::INVALID_VALUE)?;
+        // SAFETY: a NUL-terminated name; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"registered".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(code::OPERATING_SYSTEM);
+        }
+        // SAFETY: just opened, owned by nobody else.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { file, host: host as *mut u8, bytes, ours: false })
+    }
+
     /// Pages of a file that another process made.
     pub(crate) fn map(file: OwnedFd, bytes: u64) -> Result<Self, u32> {
         let bytes = usize::try_from(bytes).map_err(|_| code::OUT_OF_MEMORY)?;
@@ -67,7 +82,7 @@ impl Pages {
         if host == libc::MAP_FAILED {
             return Err(code::OUT_OF_MEMORY);
         }
-        Ok(Self { file, host: host.cast(), bytes })
+        Ok(Self { file, host: host.cast(), bytes, ours: true })
     }
 
     /// What tells these pages from others, in every process: the number of the file.
@@ -82,8 +97,10 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length, and this is the only owner.
-        unsafe { libc::munmap(self.host.cast(), self.bytes) };
+        if self.ours {
+            // SAFETY: mapped by `map` with this length, and this is the only owner.
+            unsafe { libc::munmap(self.host.cast(), self.bytes) };
+        }
     }
 }
 

@@ -40,11 +40,11 @@ impl State {
         let value = match attribute {
             1 => self.devices[piece.device].context.filter(|_| piece.kind != Kind::Handle).unwrap_or(0),
             2 => match piece.kind {
-                Kind::Host => 1,
+                kind if kind.is_host() => 1,
                 _ => 2,
             },
             3 => address,
-            4 if matches!(piece.kind, Kind::Host | Kind::Managed) => address,
+            4 if piece.kind.is_host() || piece.kind == Kind::Managed => address,
             7 | 20 => piece.pages.block(),
             6 | 15 => 0,
             8 => truth(piece.kind == Kind::Managed),

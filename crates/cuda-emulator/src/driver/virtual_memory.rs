@@ -29,7 +29,7 @@ impl State {
         bytes: u64,
         prop: AllocationProp,
     ) -> Result<u64, u32> {
-        let counted = kind != Kind::Host;
+        let counted = !kind.is_host();
         if counted && bytes > self.free_bytes(device) {
             return Err(code::OUT_OF_MEMORY);
         }
@@ -40,7 +40,7 @@ impl State {
         Ok(self.add_piece(kind, device, bytes, prop, pages, counted))
     }
 
-    fn add_piece(
+    pub(super) fn add_piece(
         &mut self,
         kind: Kind,
         device: usize,
@@ -61,7 +61,7 @@ impl State {
     pub(super) fn map_piece(&mut self, start: u64, id: u64, access: u8) {
         let Some(piece) = self.space.pieces.get_mut(&id) else { return };
         piece.mappings += 1;
-        let everybody = matches!(piece.kind, Kind::Host | Kind::Managed);
+        let everybody = piece.kind.is_host() || piece.kind == Kind::Managed;
         let rights: Vec<u8> =
             (0..self.devices.len()).map(|at| if at == piece.device || everybody { access } else { 0 }).collect();
         let bytes = piece.bytes;

@@ -92,6 +92,8 @@ pub struct Facts {
     pub free_bytes: u64,
     /// The size of which every region is a multiple, in bytes.
     pub granularity_bytes: u64,
+    /// The lowest and the highest priority of a stream: the lower the number, the higher the priority, and 0 is the default.
+    pub priorities: (i32, i32),
     /// Attributes by name: numbers of `cuda.h`.
     pub attributes: Vec<(&'static str, Option<i32>)>,
 }
@@ -173,6 +175,9 @@ impl Gpu {
     pub fn facts(&self) -> Result<Facts, CudaError> {
         let (driver, device) = (self.extra.driver(), self.context().device());
         let (free_bytes, total_bytes) = self.context().memory()?;
+        let current = self.context().enter()?;
+        let priorities = self.context().priorities()?;
+        drop(current);
         let attribute = |(name, number, _)| (name, self.extra.device_attribute(number).ok());
         Ok(Facts {
             name: driver.device_name(device)?,
@@ -182,6 +187,7 @@ impl Gpu {
             total_bytes,
             free_bytes,
             granularity_bytes: granularity(self.context())?,
+            priorities,
             attributes: ATTRIBUTES.map(attribute).to_vec(),
         })
     }

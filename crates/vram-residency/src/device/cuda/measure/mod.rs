@@ -241,12 +241,12 @@ impl Gpu {
         ];
         let mut statements = Statements::new();
         for (name, attribute) in attributes {
-            let said = self.context().ask(attribute, memory.start())?;
+            let said = known(self.context().ask(attribute, memory.start()))?;
             // Addresses and numbers of blocks are nobody's business; whether there is one is.
             let told = matches!(attribute, A::HostPointer | A::MemoryBlockId);
             statements.push((name, if told { said.map(|value| u64::from(value != 0)) } else { said }));
         }
-        let allocation = self.context().allocation_at(memory.start())?;
+        let allocation = known(self.context().allocation_at(memory.start()))?;
         let part = |number: i32| u64::try_from(number).ok();
         statements.push(("allocation_type", allocation.as_ref().and_then(|found| part(found.kind))));
         statements.push(("allocation_location", allocation.as_ref().and_then(|found| part(found.location.kind))));
@@ -377,6 +377,11 @@ impl Gpu {
         let _current = self.context().enter()?;
         self.ended.since(&self.began)
     }
+}
+
+/// An answer, or none where the driver refuses the question in any words. Only a dead context is an error.
+fn known<T>(said: Result<Option<T>, CudaError>) -> Result<Option<T>, CudaError> {
+    said.or_else(|error| if error.is_lost() { Err(error) } else { Ok(None) })
 }
 
 impl Memory {

@@ -297,6 +297,32 @@ fn what_nobody_waited_for_is_not_done() {
     driver.stop();
 }
 
+/// The header says that the call returns at once: who gives memory back behind it has waited for nothing.
+#[test]
+fn a_stream_that_is_destroyed_still_has_its_work() {
+    for waits in [true, false] {
+        let mut emulator = Emulator::lock(Plan::default());
+        let driver = driver();
+        driver.start();
+        let (handle, address) = driver.map(PAGE);
+        assert_eq!(driver.access(address, PAGE, 3), 0);
+        let stream = driver.get("cuStreamCreateWithPriority", &[1, 0]);
+        driver.ok("cuMemsetD8Async", &[address, 5, PAGE, stream]);
+        driver.ok("cuStreamDestroy_v2", &[stream]);
+        assert_eq!(emulator.report().pending, 1);
+        assert_eq!(driver.call("cuStreamSynchronize", &[stream]), 400, "it cannot be named any more");
+        if waits {
+            driver.ok("cuCtxSynchronize", &[]);
+            assert_eq!(driver.download(address, 4), [5; 4]);
+        }
+        driver.unmap(handle, address, PAGE);
+        assert_eq!(driver.call("cuCtxSynchronize", &[]), if waits { 0 } else { 700 });
+        assert_eq!(emulator.report().violations.len(), usize::from(!waits));
+        // What it was told is meant.
+        emulator.leaves();
+    }
+}
+
 #[test]
 fn a_stream_that_waits_for_an_event_of_another_sees_its_work() {
     let _emulator = Emulator::lock(Plan::default());

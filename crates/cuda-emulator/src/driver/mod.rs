@@ -265,7 +265,7 @@ impl State {
         let mut live = Vec::new();
         let wanted = |at: usize| device.is_none_or(|device| device == at);
         let refused = |call: &'static str, handle: u64| self.refused.contains(&(call, handle));
-        for (&handle, stream) in self.streams.iter().filter(|(_, stream)| !stream.default) {
+        for (&handle, stream) in self.streams.iter().filter(|(_, stream)| !stream.default && !stream.ended) {
             if wanted(stream.origin.device) {
                 live.push(stream.origin.live(Kind::Stream, handle, 0, refused("cuStreamDestroy_v2", handle)));
             }

@@ -79,7 +79,7 @@ struct Ready<'a> {
 /// Runs until it is told to stop.
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
-    let chosen = devices::choose(&settings.device)?;
+    let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let clients = settings.attach.most_clients();
     if let Some(missing) = descriptors::allow(descriptors::needed(settings.max_connections.into(), clients, jobs.len()))
@@ -123,7 +123,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = chosen.open_one(&settings.host)?;
+    let device = chosen.open_one(&settings.host, out)?;
     check_room(&jobs, &*device)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;

@@ -18,6 +18,18 @@ pub(crate) struct Chosen {
     pub(crate) note: Option<String>,
 }
 
+/// Refuses several devices where there can be only one, before any of them is looked at.
+pub(crate) fn only_one(choice: &DeviceChoice) -> Result<(), Failure> {
+    match choice {
+        DeviceChoice::Cuda(numbers) if numbers.len() > 1 => Err(several()),
+        _ => Ok(()),
+    }
+}
+
+fn several() -> Failure {
+    Failure::usage("vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket")
+}
+
 /// Finds the devices that were asked for. Somebody who asked for a GPU is not given anything else.
 ///
 /// To be called before the program has threads, so that kernels are compiled for this run alone.
@@ -83,11 +95,7 @@ impl Chosen {
 
     /// Opens the only device.
     pub(crate) fn open_one(&self, host: &Host) -> Result<Arc<dyn Device>, Failure> {
-        let [device] = <[_; 1]>::try_from(self.open(host)?).map_err(|_| {
-            Failure::usage(
-                "vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket",
-            )
-        })?;
+        let [device] = <[_; 1]>::try_from(self.open(host)?).map_err(|_| several())?;
         Ok(device)
     }
 }

@@ -14,7 +14,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
-use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions};
+use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions, GpuHandout};
 use crate::approve::Source;
 
 /// `vram serve`
@@ -113,6 +113,11 @@ pub(crate) struct ServeOptions {
     /// Refuse everything but a GPU's own memory.
     #[arg(long)]
     pub(crate) require_vram: bool,
+    /// Whether shards in a GPU's memory are handed out: refuse, or trust-clients, who can write to what they are given
+    /// [default: refuse]. In the configuration file: `[attach] gpu`.
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip)]
+    pub(crate) attach_gpu: Option<GpuHandout>,
     // The options of every command; as flags they are there already.
     #[arg(skip)]
     pub(crate) audit_dir: Option<PathBuf>,
@@ -125,7 +130,7 @@ pub(crate) struct ServeOptions {
     /// What of the audit log leaves the machine; only the configuration file says it.
     #[arg(skip)]
     pub(crate) audit: EvidenceOptions,
-    /// Who may have shards handed out; only the configuration file says it.
+    /// Who may have shards handed out; but for `gpu` only the configuration file says it.
     #[arg(skip)]
     pub(crate) attach: AttachOptions,
 }
@@ -164,7 +169,8 @@ impl ServeOptions {
             worker_id: self.worker_id.or(below.worker_id),
             key_file: self.key_file.or(below.key_file),
             audit: below.audit,
-            attach: below.attach,
+            attach: AttachOptions { gpu: self.attach_gpu.or(below.attach.gpu), ..below.attach },
+            attach_gpu: None,
         }
     }
 }

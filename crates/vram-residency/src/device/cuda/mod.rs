@@ -19,6 +19,7 @@ use load::Loader;
 use region::CudaRegion;
 
 mod driver;
+mod import;
 mod kernels;
 mod lane;
 mod ledger;
@@ -31,6 +32,7 @@ mod speed;
 mod survey;
 
 pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
+pub(crate) use import::{ImportedRegion, Offered};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
 

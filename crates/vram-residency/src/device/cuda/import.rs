@@ -11,7 +11,7 @@ use super::residency;
 use crate::device::{DeviceError, DeviceUuid, check_range};
 use crate::digest::{BlockValue, Digest, block_count, merge};
 
-/// Blocks that one launch hashes: scratch memory of 2 MiB, twice, beside what the caller's own work needs.
+/// Blocks that one launch hashes: scratch memory of 2 MiB, twice, from the first time that bytes are read or hashed on.
 const LAUNCH_BLOCKS: usize = 64;
 
 /// What is to be mapped, as the other process says.
@@ -33,8 +33,8 @@ pub(crate) struct ImportedRegion {
     // Dropped in this order: the context last.
     mapped: Mapped,
     offered: Offered,
-    lanes: Lanes,
-    /// Compiled when they are first needed.
+    /// Both made when they are first needed: most clients only want the address.
+    lanes: OnceLock<Lanes>,
     kernels: OnceLock<Kernels>,
     context: Arc<Context>,
 }
@@ -56,8 +56,7 @@ impl ImportedRegion {
         let device = find(&driver, offered.device)?;
         let context = Context::open(driver, device)?;
         let mapped = Mapped::import(&context, descriptor, offered.allocation_bytes, Access::Read)?;
-        let lanes = Lanes::new(&context, LAUNCH_BLOCKS)?;
-        let region = Self { mapped, offered, lanes, kernels: OnceLock::new(), context };
+        let region = Self { mapped, offered, lanes: OnceLock::new(), kernels: OnceLock::new(), context };
         region.is_read_only()?;
         Ok(region)
     }
@@ -84,25 +83,35 @@ impl ImportedRegion {
     pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DeviceError> {
         let range = check_range(offset, to.len(), self.bytes())?;
         // SAFETY: inside the region, which is mapped and readable for as long as `self` lives.
-        Ok(unsafe { self.lanes.take().read(self.start().plus(range.start), to) }?)
+        Ok(unsafe { self.lanes()?.take().read(self.start().plus(range.start), to) }?)
     }
 
     /// BLAKE3 of the whole region, hashed where it is.
     pub(crate) fn digest(&self) -> Result<Digest, CudaError> {
-        let kernels = match self.kernels.get() {
-            Some(kernels) => kernels,
-            None => {
-                let compiled = Kernels::load(&self.context)?;
-                self.kernels.get_or_init(|| compiled)
-            }
-        };
+        let (lanes, kernels) = (self.lanes()?, self.kernels()?);
         let mut values = vec![BlockValue::UNKNOWN; usize::try_from(block_count(self.bytes())).unwrap_or(usize::MAX)];
         let region = (self.start(), self.bytes());
         for (first, values) in (0_u64..).step_by(LAUNCH_BLOCKS).zip(values.chunks_mut(LAUNCH_BLOCKS)) {
             // SAFETY: as above.
-            unsafe { self.lanes.take().hash(kernels, HashVariant::Plain, region, first, values) }?;
+            unsafe { lanes.take().hash(kernels, HashVariant::Plain, region, first, values) }?;
         }
         Ok(merge(&values).unwrap_or(Digest::from_bytes([0; 32])))
+    }
+
+    fn lanes(&self) -> Result<&Lanes, CudaError> {
+        if let Some(lanes) = self.lanes.get() {
+            return Ok(lanes);
+        }
+        let made = Lanes::new(&self.context, LAUNCH_BLOCKS)?;
+        Ok(self.lanes.get_or_init(|| made))
+    }
+
+    fn kernels(&self) -> Result<&Kernels, CudaError> {
+        if let Some(kernels) = self.kernels.get() {
+            return Ok(kernels);
+        }
+        let compiled = Kernels::load(&self.context)?;
+        Ok(self.kernels.get_or_init(|| compiled))
     }
 
     /// Whether the driver says so itself, by both ways of asking that there are.

@@ -17,7 +17,7 @@ use vram_residency::model::Format;
 
 use crate::approve::Source;
 
-pub(crate) use attach::AttachOptions;
+pub(crate) use attach::{AttachOptions, GpuHandout};
 pub(crate) use attest::Attest;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,

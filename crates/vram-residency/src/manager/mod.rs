@@ -393,6 +393,10 @@ impl Home for Worker {
         nanoseconds(self.trail.monotonic())
     }
 
+    fn wall_ns(&self) -> u64 {
+        self.trail.wall_ns()
+    }
+
     fn is_quarantined(&self) -> bool {
         self.quarantined.get().is_some()
     }

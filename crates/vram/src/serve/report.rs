@@ -135,7 +135,10 @@ pub(crate) struct ShardView {
     /// When the daemon first saw it so.
     pub(crate) state_since: String,
     pub(crate) residency: Residency,
+    /// What stops a write now.
     pub(crate) protection: Protection,
+    /// Since when clients can write to it, because its memory was handed to them so; none where nobody can.
+    pub(crate) writable_since: Option<String>,
     /// By which manifest it was approved, where it was.
     pub(crate) approval: Option<ApprovalView>,
     /// Why it cannot be handed out, however it stands, where that is so.

@@ -19,6 +19,7 @@ use load::Loader;
 use region::CudaRegion;
 
 mod driver;
+mod import;
 mod kernels;
 mod lane;
 mod ledger;
@@ -32,6 +33,7 @@ mod survey;
 mod write_test;
 
 pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
+pub(crate) use import::{ImportedRegion, Offered};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
 pub use write_test::WriteTest;

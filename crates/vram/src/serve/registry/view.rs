@@ -169,6 +169,7 @@ impl Registry {
             state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
             residency: shard.residency(),
             protection: shard.protection(),
+            writable_since: shard.writable_since_ns().map(rfc3339),
             approval: about.approval,
             not_attachable: about.not_attachable,
             sealed_at: rfc3339(shard.sealed_at_ns()),

@@ -216,7 +216,10 @@ impl Gpu {
     /// # Errors
     /// The driver refuses.
     pub fn import(&self, descriptor: &impl AsRawFd, bytes: u64) -> Result<Memory, CudaError> {
-        Ok(Memory { backing: Backing::Virtual(Mapped::import(self.context(), descriptor, bytes)?), bytes })
+        Ok(Memory {
+            backing: Backing::Virtual(Mapped::import(self.context(), descriptor, bytes, Access::ReadWrite)?),
+            bytes,
+        })
     }
 
     /// What the driver says of a memory's first byte.

@@ -74,6 +74,7 @@ mod plan;
 mod ptx;
 mod report;
 
+pub use driver::declared;
 pub use emulator::{Emulator, library, library_without, link_into};
 pub use plan::{After, Device, Fault, Memory, Plan};
 pub use report::{Cause, Kind, Live, Report, Violation};

@@ -4,6 +4,7 @@ pub(crate) mod abi;
 mod calls;
 mod contexts;
 pub(crate) mod control;
+pub mod declared;
 mod devices;
 mod faults;
 mod graphs;
@@ -181,6 +182,7 @@ impl State {
         }
         match kind {
             Kind::Context => code::INVALID_CONTEXT,
+            Kind::Registered => code::NOT_REGISTERED,
             Kind::Handle | Kind::Reservation | Kind::Mapping | Kind::Allocation | Kind::Managed | Kind::Host => {
                 code::INVALID_VALUE
             }
@@ -285,6 +287,7 @@ impl State {
             let release = match piece.kind {
                 Kind::Allocation | Kind::Managed => "cuMemFree_v2",
                 Kind::Host => "cuMemFreeHost",
+                Kind::Registered => "cuMemHostUnregister",
                 _ => continue,
             };
             if wanted(piece.device) {

@@ -226,7 +226,7 @@ impl State {
 
     /// Whether the driver knows the address as pinned memory of the host.
     pub(super) fn is_host(&self, address: u64) -> bool {
-        self.space.mapping(address).is_some_and(|(_, mapping)| self.space.pieces[&mapping.piece].kind == Kind::Host)
+        self.space.mapping(address).is_some_and(|(_, mapping)| self.space.pieces[&mapping.piece].kind.is_host())
     }
 
     /// Refuses a range that has no memory, as the driver does when it is asked, before anything runs.

@@ -37,8 +37,8 @@ pub(super) struct CudaRegion {
     /// Bytes in front of the region's first byte.
     lead: u64,
     bytes: u64,
-    /// What it was backed by when it was sealed.
-    block_id: Option<u64>,
+    /// What its ends were backed by when it was sealed.
+    block_ids: [Option<u64>; 2],
     /// Held for reading by whoever looks at the bytes, and again by who looks at more of them meanwhile; for writing by
     /// a repair.
     repair: RwLock<()>,
@@ -86,7 +86,7 @@ impl CudaRegion {
             shared,
             lead,
             bytes,
-            block_id: None,
+            block_ids: [None; 2],
             repair,
             closed: false,
             read_only,
@@ -108,12 +108,12 @@ impl CudaRegion {
 
     fn sealed(&self) -> Sealed {
         let owned = matches!(self.memory, Memory::Owned(_));
-        Sealed { start: self.start(), bytes: self.bytes, owned, block_id: self.block_id }
+        Sealed { start: self.start(), bytes: self.bytes, owned, block_ids: self.block_ids }
     }
 
     /// Notes what the memory is backed by, and what the driver says about writes.
     fn note_backing(&mut self) -> Result<(), CudaError> {
-        self.block_id = residency::block_id(self.context(), self.start())?;
+        self.block_ids = residency::block_ids(self.context(), &self.sealed())?;
         let read_only = self.is_read_only()?;
         self.read_only.store(read_only, Ordering::Release);
         Ok(())
@@ -271,7 +271,8 @@ impl Region for CudaRegion {
         let written = unsafe { self.shared.lanes.take().write(to, bytes) };
         let Some(window) = window else { return Ok(written?) };
         let closed = window.close();
-        let checked = closed.and_then(|()| self.is_read_only());
+        // At the ends, and where it was open.
+        let checked = closed.and_then(|()| Ok(self.is_read_only()? && residency::is_read_only(self.context(), to)?));
         self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
         written?;
         match checked {

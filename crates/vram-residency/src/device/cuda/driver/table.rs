@@ -29,6 +29,13 @@ macro_rules! table {
                     },)*
                 })
             }
+
+            /// The functions' types, to be held against `cuda.h`.
+            #[cfg(feature = "gpu-check")]
+            pub(super) fn declared() -> Vec<super::header::Function> {
+                use super::header::{Described, Function};
+                vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
+            }
         }
     };
 }

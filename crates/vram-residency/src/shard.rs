@@ -12,6 +12,7 @@ use crate::damage::{Fault, Known};
 use crate::device::{DeviceInfo, Export, Protection, Region, Residency};
 use crate::digest::{BlockValue, Digest};
 use crate::error::Error;
+use crate::fingerprint::Spares;
 use crate::freshness::{Freshness, NotFresh};
 use crate::model::{Tensor, TensorTable};
 use crate::seal::{Signature, Statement};
@@ -74,6 +75,8 @@ pub(crate) struct Shard {
     pub(crate) sha256: Option<[u8; 32]>,
     /// Blocks that were damaged on purpose and were not well since.
     drilled: Mutex<Vec<u64>>,
+    /// Fingerprints to compare with.
+    pub(crate) spares: Spares,
 }
 
 impl Shard {
@@ -105,6 +108,7 @@ impl Shard {
             last_fault: Mutex::new(None),
             sha256: None,
             drilled: Mutex::new(Vec::new()),
+            spares: Spares::default(),
         }
     }
 
@@ -382,6 +386,12 @@ impl SealedShard {
     #[must_use]
     pub fn last_verified_ns(&self) -> u64 {
         self.inner.last_verified_ns()
+    }
+
+    /// Keys that are left for [`VramManager::recheck`](crate::VramManager::recheck).
+    #[must_use]
+    pub fn recheck_keys(&self) -> u32 {
+        self.inner.spares.left()
     }
 
     /// The seal as a record: what others keep and present again to

@@ -138,7 +138,8 @@ fn no_key_and_nothing_that_follows_from_one_stays_on_the_device() {
         std::array::from_fn(|at| u32::from_le_bytes(keys[at * 4..at * 4 + 4].try_into().unwrap()));
     let tiles = nh::tiles(&words, &bytes, 0..1);
     let tag = nh::tag(&words, keys[WORDS_BYTES..].try_into().unwrap(), &bytes);
-    let secrets = [&keys[..16], &keys[WORDS_BYTES..], &tiles[..32], &tiles[32..64], &tag];
+    let (middle, end) = (&keys[2000..2016], &keys[WORDS_BYTES - 16..WORDS_BYTES]);
+    let secrets = [&keys[..16], middle, end, &keys[WORDS_BYTES..], &tiles[..32], &tiles[32..64], &tag];
     assert!(taken(&*region, secret(1)).as_bytes() == &tag);
     assert!(assert_wiped(&emulator, &secrets) >= 8);
     // Also where the check fails, whatever of it: the first key is there by then.
@@ -229,11 +230,18 @@ fn damage_is_found_located_recorded_and_answered_as_by_a_full_verification() {
     manager.repair(&shard, &weights().as_slice()).unwrap();
     // The sealed bytes are there again, and so is their fingerprint under the keys that are left.
     assert!(matches!(manager.recheck(&shard), Ok(Rechecked::Matched { keys_left: 1, .. })));
+    assert!(matches!(manager.recheck(&shard), Ok(Rechecked::Matched { keys_left: 0, .. })));
+    // Fingerprints of damaged bytes are not kept.
+    assert!(emulator.flip(&memory(1), 5, 2));
+    assert!(matches!(manager.recheck(&shard), Err(Error::SealVerificationFailed { .. })));
+    manager.repair(&shard, &weights().as_slice()).unwrap();
+    assert_eq!(shard.recheck_keys(), 0);
     drop(shard);
     drop(manager);
     let failed: Vec<_> =
         events(dir.path()).into_iter().filter(|record| record["event"] == "SealVerificationFailed").collect();
-    assert_eq!((failed.len(), failed[0]["first_block"].as_u64()), (1, Some(1)));
+    let blocks: Vec<_> = failed.iter().map(|record| record["first_block"].as_u64().unwrap()).collect();
+    assert_eq!(blocks, [1, 0]);
 }
 
 /// What the fingerprint found is gone when the hash looks: a fault that came and went, or who made it.

@@ -129,7 +129,7 @@ fn damage_is_found_within_a_recheck_and_repaired_in_the_right_block() {
     // With the sealed bytes there again, the keys that are left serve on.
     let before = scrubber.status().rechecks;
     lab.pass(&scrubber, RECHECK * 2);
-    assert!(scrubber.status().rechecks >= before + 1);
+    assert!(scrubber.status().rechecks > before);
     assert!(!lab.events().iter().any(|event| event == "FingerprintNotConfirmed"));
 }
 

@@ -74,6 +74,8 @@ pub(crate) struct Rules {
     made: AtomicU64,
     written: AtomicBool,
     lies: AtomicU64,
+    /// What keys and fingerprints the device was shown and answered.
+    fingerprints: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Rules {
@@ -86,6 +88,7 @@ impl Rules {
             made: AtomicU64::new(0),
             written: AtomicBool::new(false),
             lies: AtomicU64::new(0),
+            fingerprints: Mutex::default(),
         }
     }
 
@@ -98,6 +101,11 @@ impl Rules {
             3 => planned.second_faults = 1,
             _ => planned.stuck = 1,
         }
+    }
+
+    /// The start of each key that was used so far, the key of its tag, and the tag.
+    pub(crate) fn fingerprints(&self) -> Vec<Vec<u8>> {
+        self.fingerprints.lock().unwrap().clone()
     }
 
     pub(crate) fn lie_once(&self) {
@@ -254,7 +262,10 @@ impl Region for Resident {
         if lie {
             hasher.update(&self.rules.lies.fetch_add(1, Ordering::SeqCst).to_le_bytes());
         }
-        Ok(Some(Fingerprint::from_bytes(*hasher.finalize().as_bytes())))
+        let tag = *hasher.finalize().as_bytes();
+        let secrets = [keys[..32].to_vec(), keys[WORDS_BYTES..].to_vec(), tag.to_vec()];
+        self.rules.fingerprints.lock().unwrap().extend(secrets);
+        Ok(Some(Fingerprint::from_bytes(tag)))
     }
 
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {

@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 mod child;
 pub mod conformance;
@@ -348,6 +349,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         Driver { name: text(system.sysname()), version: text(system.release()), machine: text(system.machine()) }
     }
 
+    /// Whether its regions have a check that is faster than hashing: [`Region::fingerprint`].
+    fn has_fingerprint(&self) -> bool {
+        false
+    }
+
     /// What is known about the GPU that it is, where it is one.
     fn cuda_facts(&self) -> Option<&CudaFacts> {
         None
@@ -396,6 +402,16 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`DeviceError::OutOfRange`] where there are no such blocks.
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError>;
+
+    /// The keyed [fingerprint](crate::fingerprint) of all of the region's bytes, computed in place; none where the device has
+    /// no faster check than hashing. The key is in the device's memory for that time only. Allocates nothing once the first
+    /// one was taken.
+    ///
+    /// # Errors
+    /// Whatever the device answers. The key is then as good as seen.
+    fn fingerprint(&self, _key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        Ok(None)
+    }
 
     /// Asks the driver or the kernel anew where the memory is and what stops a write. A part of every full verification.
     ///

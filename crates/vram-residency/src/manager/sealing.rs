@@ -205,6 +205,7 @@ impl Worker {
         self.check_expectation(request, digest, &contents)?;
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
         self.admit_region(region.as_ref(), request.shard_id)?;
+        let spares = self.first_spares(region.as_ref(), &values)?;
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;
@@ -212,6 +213,7 @@ impl Worker {
         let part = Part { shard_id: request.shard_id, model_ref, index, count, writable_since_ns: None };
         let mut shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
         shard.sha256 = sha256;
+        shard.spares = spares;
         self.device_is_trusted()?;
         let inner = Arc::new(shard);
         claim.keep(&inner);

@@ -131,7 +131,7 @@ impl Worker {
     }
 
     /// Everything that can be checked about a shard.
-    fn examine(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
+    pub(super) fn examine(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
         if let Err(cause) = self.examine_seal(shard) {
             return Ok(Err(cause));
         }

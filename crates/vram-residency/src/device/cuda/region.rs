@@ -17,6 +17,7 @@ use crate::device::{
     check_blocks, check_range,
 };
 use crate::digest::{BlockValue, block_count};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 /// Where a region's bytes are.
 #[derive(Debug)]
@@ -230,6 +231,17 @@ impl Region for CudaRegion {
         check_blocks(first, values.len(), self.bytes)?;
         let _no_repair = self.repair.read_recursive();
         Ok(self.hash_launches(first, values)?)
+    }
+
+    fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        let _no_repair = self.repair.read_recursive();
+        let shared = &self.shared;
+        let mut fingerprinter = shared.fingerprinter()?;
+        let Some(fingerprinter) = fingerprinter.as_mut() else { return Ok(None) };
+        let kernels = (&shared.kernels, shared.variant);
+        // SAFETY: the region is mapped and readable for as long as `self` lives.
+        let taken = unsafe { fingerprinter.take(kernels, (self.start(), self.bytes), key) }?;
+        Ok(Some(taken))
     }
 
     /// Lends a copy: the processor cannot address the bytes.

@@ -146,7 +146,7 @@ impl Kernels {
     /// # Errors
     /// The driver refuses, or the variable is another than documented.
     pub fn set_fingerprint_key(&self, gpu: &Gpu, key: &[u32; KEY_WORDS]) -> Result<(), CudaError> {
-        let (start, bytes) = gpu.extra.global(&self.fingerprint, c"vram_nh_key")?;
+        let (start, bytes) = self.fingerprint.global(c"vram_nh_key")?;
         let words: Vec<u8> = key.iter().flat_map(|word| word.to_le_bytes()).collect();
         if bytes != words.len() {
             return Err(CudaError::Unsupported { device: "the kernels' text".into(), what: "a key of 1030 words" });

@@ -396,6 +396,26 @@ fn a_client_whose_driver_does_not_map_for_reading_only_maps_nothing() {
     daemon.until("no lease is left", |status| status["handout"]["leases"] == 0);
 }
 
+/// Each call of the client's driver failing once, one after the other: those of attaching, and those of giving back.
+#[test]
+fn whatever_call_of_its_driver_fails_a_client_says_so_and_leaves_nothing() {
+    let home = Home::with_gpus(&Plan::default());
+    let daemon = Daemon::start_every(&home, "60s", &TRUSTING);
+    for nth in 1.. {
+        let plan = Plan::default().fault(Fault::fail_once("*", nth, 1));
+        let mut client = Client::start(&daemon, &plan);
+        let said = client.ask("attach small-bin");
+        let report = client.end();
+        assert_eq!(report.complaint(), None, "call {nth}: {said}");
+        assert!(report.violations.is_empty(), "call {nth}: {report:?}");
+        if report.calls.values().sum::<u64>() < nth {
+            assert!(nth > 20 && said.starts_with("cuda:0"), "none failed of {nth}: {said}");
+            break;
+        }
+    }
+    daemon.until("no lease is left", |status| status["handout"]["clients"] == json!([]));
+}
+
 #[test]
 fn an_attestation_calls_it_advisory_and_a_policy_that_asks_for_more_refuses_it() {
     const NONCE: &str = "00112233445566778899aabbccddeeff";

@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 
+mod child;
 pub mod conformance;
 mod crew;
 mod cuda;
@@ -30,7 +31,7 @@ pub mod measure;
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
 pub use cuda::{
-    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
     disable_kernel_cache,
 };
 pub(crate) use cuda::{ImportedRegion, Offered};

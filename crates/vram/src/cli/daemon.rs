@@ -113,6 +113,9 @@ pub(crate) struct ServeOptions {
     /// Refuse everything but a GPU's own memory.
     #[arg(long)]
     pub(crate) require_vram: bool,
+    /// Do not try whether the GPU refuses a store into sealed memory, which the driver logs; protection is then advisory.
+    #[arg(long)]
+    pub(crate) no_write_test: bool,
     /// Whether shards in a GPU's memory are handed out: refuse, or trust-clients, who can write to what they are given
     /// [default: refuse]. In the configuration file: `[attach] gpu`.
     #[arg(long, value_name = "POLICY")]
@@ -164,6 +167,7 @@ impl ServeOptions {
             require_locked: self.require_locked || below.require_locked,
             require_read_only: self.require_read_only || below.require_read_only,
             require_vram: self.require_vram || below.require_vram,
+            no_write_test: self.no_write_test || below.no_write_test,
             audit_dir: self.audit_dir.or(below.audit_dir),
             audit_required: self.audit_required || below.audit_required,
             worker_id: self.worker_id.or(below.worker_id),

@@ -89,6 +89,16 @@ pub(super) fn status(status: &Value, out: &Out) {
         size(number(device, "used_bytes")),
         size(number(device, "total_bytes"))
     ));
+    match device.get("write_test").and_then(Value::as_str) {
+        None | Some("refused") => {}
+        Some(outcome) => {
+            let why = device.get("write_test_detail").and_then(Value::as_str).unwrap_or("a store went through");
+            let why = printable(why);
+            out.line(format_args!(
+                "          what is sealed is not shown to be read-only: write test {outcome}, {why}"
+            ));
+        }
+    }
     let alive = scrub.get("alive").and_then(Value::as_bool).unwrap_or(false);
     out.line(format_args!(
         "  scrub   {}, every block within {} s, budget {}, {}/s now, {} blocks checked, {} damaged, {} repaired",

@@ -82,7 +82,7 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     devices::only_one(&settings.device)?;
-    let chosen = devices::choose(&settings.device)?;
+    let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let clients = settings.attach.most_clients();
     if let Some(missing) = descriptors::allow(descriptors::needed(settings.max_connections.into(), clients, jobs.len()))
@@ -126,7 +126,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = chosen.open_one(&settings.host)?;
+    let device = chosen.open_one(&settings.host, out)?;
     check_room(&jobs, &*device)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;

@@ -62,6 +62,7 @@ impl Registry {
                 used_bytes: capacity.used_bytes,
                 available_bytes: capacity.available_bytes(),
                 quarantined: self.manager.device_quarantined().map(str::to_owned),
+                write_test: self.manager.cuda_facts().map(|facts| facts.write_test.clone()),
             },
             scrub: self.scrubber.status(),
             audit: self.audit(),

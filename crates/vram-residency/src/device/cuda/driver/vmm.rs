@@ -131,6 +131,11 @@ impl Mapped {
         context.check("change what a mapping allows", answer)
     }
 
+    /// Has the device only read from now on, in the whole of it.
+    pub(in crate::device::cuda) fn seal(&self) -> Result<(), CudaError> {
+        self.set_access(0, self.bytes(), Access::Read)
+    }
+
     /// What the driver says that the device may do there: `None` where it cannot say.
     pub(in crate::device::cuda) fn access(&self, offset: u64) -> Result<Option<u64>, CudaError> {
         let context = &self.addresses.context;

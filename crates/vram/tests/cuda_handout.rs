@@ -478,6 +478,31 @@ fn an_operator_who_requires_read_only_memory_hands_none_of_a_gpus_out() {
     assert!(code == ErrorCode::Device && message.contains("main memory"), "{code} {message}");
 }
 
+/// Where nothing was shown to stop writes anyway, there is nothing to lower, and clients are trusted as much.
+#[test]
+fn memory_that_is_advisory_already_is_handed_out_all_the_same() {
+    let home = Home::with_gpus(&Plan::default());
+    let mut daemon = Daemon::start(&home, &[&TRUSTING[..], &["--no-write-test"]].concat());
+    let mut client = Client::start(&daemon, &Plan::default());
+    assert!(client.ask("attach big-bin").starts_with("cuda:0"));
+    assert!(client.ask("verify").starts_with("blake3:"));
+    let status = daemon.told(&["status"]);
+    for (id, handed) in [("big-bin", true), ("small-bin", false)] {
+        let shard = shard(&status, id);
+        assert_eq!(
+            (&shard["protection"], shard["writable_since"].is_string()),
+            (&json!("advisory"), handed),
+            "{shard}"
+        );
+    }
+    assert_eq!(client.end().complaint(), None);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
+    daemon.stop();
+    let events = events(&home.audit());
+    assert!(named(&events, "ProtectionLowered").is_empty());
+    assert_eq!(named(&events, "ShardAttached")[0]["writable"], true);
+}
+
 #[test]
 fn several_gpus_for_one_daemon_are_refused_before_anything_is_touched() {
     let home = Home::with_gpus(&Plan::with_devices(2));

@@ -47,7 +47,7 @@ fn protection(plan: &Plan, write_test: &WriteTest) -> Protection {
     let (region, _) = region(&device, b"weights", 0).unwrap();
     assert_eq!(region.check_memory().unwrap().protection, region.protection());
     region.rewrite(0, b"W").unwrap();
-    assert_eq!(region.export().is_ok(), region.protection() == Protection::ReadOnly, "advisory is not handed out");
+    assert!(region.export().unwrap().is_writable(), "who has it can write, whatever became of the test");
     region.protection()
 }
 

@@ -438,11 +438,11 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
     fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// What another process needs to map the same memory for reading. The memory lives until the last one who has it
+    /// What another process needs to map the same memory; [`Export::is_writable`] says what it could do with it. The memory lives until the last one who has it
     /// mapped or holds its export is gone, also when the region is dropped before.
     ///
     /// # Errors
-    /// [`DeviceError::System`] where the region is not protected, or the system refuses.
+    /// [`DeviceError::System`] where this memory cannot be exported, or the system refuses.
     fn export(&self) -> Result<Export, DeviceError>;
 }
 

@@ -296,9 +296,7 @@ impl Region for CudaRegion {
 
     fn export(&self) -> Result<Export, DeviceError> {
         let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
-        if self.protection() != Protection::ReadOnly {
-            return Err(refused("hand out a region that is not read-only"));
-        }
+        // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
         let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
     }

@@ -40,6 +40,8 @@ pub const CAMPAIGNS: &[Campaign] = &[
                 "cuda_device",
                 "--test",
                 "cuda_faults",
+                "--test",
+                "cuda_fingerprint",
                 "--",
                 "--ignored",
                 "--nocapture",

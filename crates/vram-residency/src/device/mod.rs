@@ -19,7 +19,9 @@ use std::os::fd::OwnedFd;
 
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
+mod child;
 pub mod conformance;
 mod crew;
 mod cuda;
@@ -30,9 +32,10 @@ pub mod measure;
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
 pub use cuda::{
-    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
     disable_kernel_cache,
 };
+pub(crate) use cuda::{ImportedRegion, Offered};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 
 /// Which kind of memory a device is.
@@ -143,6 +146,14 @@ pub enum Protection {
 }
 
 impl Protection {
+    /// Every class.
+    pub(crate) const ALL: [Self; 2] = [Self::ReadOnly, Self::Advisory];
+
+    /// Whether it stops as much as another.
+    pub(crate) const fn is_at_least(self, other: Self) -> bool {
+        matches!((self, other), (Self::ReadOnly, _) | (_, Self::Advisory))
+    }
+
     /// The name as seals, records and reports spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -338,6 +349,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         Driver { name: text(system.sysname()), version: text(system.release()), machine: text(system.machine()) }
     }
 
+    /// Whether its regions have a check that is faster than hashing: [`Region::fingerprint`].
+    fn has_fingerprint(&self) -> bool {
+        false
+    }
+
     /// What is known about the GPU that it is, where it is one.
     fn cuda_facts(&self) -> Option<&CudaFacts> {
         None
@@ -387,6 +403,16 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`] where there are no such blocks.
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
+    /// The keyed [fingerprint](crate::fingerprint) of all of the region's bytes, computed in place; none where the device has
+    /// no faster check than hashing. The key is in the device's memory for that time only. Allocates nothing once the first
+    /// one was taken.
+    ///
+    /// # Errors
+    /// Whatever the device answers. The key is then as good as seen.
+    fn fingerprint(&self, _key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        Ok(None)
+    }
+
     /// Asks the driver or the kernel anew where the memory is and what stops a write. A part of every full verification.
     ///
     /// # Errors
@@ -412,15 +438,15 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
     fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// What another process needs to map the same memory for reading. The memory lives until the last one who has it
+    /// What another process needs to map the same memory; [`Export::is_writable`] says what it could do with it. The memory lives until the last one who has it
     /// mapped or holds its export is gone, also when the region is dropped before.
     ///
     /// # Errors
-    /// [`DeviceError::System`] where the region is not protected, or the system refuses.
+    /// [`DeviceError::System`] where this memory cannot be exported, or the system refuses.
     fn export(&self) -> Result<Export, DeviceError>;
 }
 
-/// What another process needs to map a region, without the right to write to it.
+/// What another process needs to map a region.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Export {
@@ -443,6 +469,14 @@ pub enum Export {
         /// The device that it is on.
         device: DeviceUuid,
     },
+}
+
+impl Export {
+    /// Whether who has the descriptor can write to the region's memory.
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        matches!(self, Self::CudaAllocation { .. })
+    }
 }
 
 /// Checks that a region has blocks.

@@ -1,13 +1,13 @@
 //! The front door: seal, verify, repair, release, list.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::approval::Remembered;
 use crate::audit::{AuditEvent, AuditTrail, Origin, Text, TrailError, TrailHealth};
-use crate::device::{Capacity, Device, DeviceInfo};
+use crate::device::{Capacity, CudaFacts, Device, DeviceInfo};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
@@ -21,12 +21,14 @@ mod adopt;
 mod attest;
 mod handout;
 mod past;
+mod recheck;
 mod repair;
 mod sealing;
 mod unseal;
 mod verify;
 
 pub use handout::HandoutEvent;
+pub use recheck::{RECHECK_KEYS, Rechecked};
 pub use repair::RepairReport;
 pub use sealing::SealRequest;
 pub use unseal::{NotResealed, NotUnsealed, Unsealed};
@@ -69,6 +71,8 @@ pub(crate) struct Worker {
     residents: Mutex<Vec<Resident>>,
     past: Mutex<past::Past>,
     sha256_bytes: AtomicU64,
+    /// Keys for re-checks that each shard gets.
+    recheck_keys: AtomicU16,
     quarantined: OnceLock<Box<str>>,
     pub(crate) trail: AuditTrail,
 }
@@ -122,6 +126,7 @@ impl VramManager {
             residents: Mutex::default(),
             past: Mutex::default(),
             sha256_bytes: AtomicU64::new(0),
+            recheck_keys: AtomicU16::new(0),
             quarantined: OnceLock::new(),
             trail,
         };
@@ -143,6 +148,12 @@ impl VramManager {
     #[must_use]
     pub fn device(&self) -> DeviceInfo {
         self.worker.device.info()
+    }
+
+    /// What is known about the GPU that the device is, where it is one.
+    #[must_use]
+    pub fn cuda_facts(&self) -> Option<&CudaFacts> {
+        self.worker.device.cuda_facts()
     }
 
     /// How much the device may hold and holds.
@@ -385,6 +396,10 @@ impl Home for Worker {
 
     fn now_ns(&self) -> u64 {
         nanoseconds(self.trail.monotonic())
+    }
+
+    fn wall_ns(&self) -> u64 {
+        self.trail.wall_ns()
     }
 
     fn is_quarantined(&self) -> bool {

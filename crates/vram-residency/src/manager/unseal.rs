@@ -103,6 +103,8 @@ impl VramManager {
                 model_ref: Arc::clone(&statement.model_ref),
                 index: statement.shard_index,
                 count: statement.shard_count,
+                // Whoever could write to the memory still can.
+                writable_since_ns: shard.writable.since_ns(),
             }),
             shard_id,
             previous: statement.digest,
@@ -191,6 +193,7 @@ impl Unsealed {
         let hashed_ns = worker.now_ns();
         let values = hash_all(self.region()?)?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
+        let spares = worker.first_spares(self.region()?, &values)?;
         let gone = || Error::ForeignShard { shard_id: Box::new(self.shard_id) };
         let part = self.part.take().ok_or_else(gone)?;
         worker.record_first(&self.resealed(digest))?;
@@ -198,7 +201,8 @@ impl Unsealed {
         // From here on the region's end is the shard's, or that of the error below.
         let bytes = region.bytes();
         match worker.sign(part, self.table.clone(), values, digest, region, hashed_ns) {
-            Ok(shard) => {
+            Ok(mut shard) => {
+                shard.spares = spares;
                 let inner = Arc::new(shard);
                 worker.hold(&inner);
                 worker.metrics.seals.increment(1);

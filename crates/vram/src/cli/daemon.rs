@@ -14,7 +14,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
-use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions};
+use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions, GpuHandout};
 use crate::approve::Source;
 
 /// `vram serve`
@@ -81,6 +81,14 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "BUDGET")]
     #[serde(deserialize_with = "text")]
     pub(crate) budget: Option<Budget>,
+    /// Every shard's fingerprint is checked within this time as well, 100ms to the period; only on a GPU [default: never].
+    #[arg(long, value_name = "TIME")]
+    #[serde(deserialize_with = "text")]
+    pub(crate) recheck: Option<Period>,
+    /// Keys for that which each shard gets, 64 bytes and one pass over the shard each; when they are used up, a full
+    /// verification follows, and new ones [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) recheck_keys: Option<u16>,
     /// So many faults in one block quarantine the device; 0: never [default: 2].
     #[arg(long, value_name = "N")]
     pub(crate) repeat_faults: Option<u32>,
@@ -113,6 +121,14 @@ pub(crate) struct ServeOptions {
     /// Refuse everything but a GPU's own memory.
     #[arg(long)]
     pub(crate) require_vram: bool,
+    /// Do not try whether the GPU refuses a store into sealed memory, which the driver logs; protection is then advisory.
+    #[arg(long)]
+    pub(crate) no_write_test: bool,
+    /// Whether shards in a GPU's memory are handed out: refuse, or trust-clients, who can write to what they are given
+    /// [default: refuse]. In the configuration file: `[attach] gpu`.
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip)]
+    pub(crate) attach_gpu: Option<GpuHandout>,
     // The options of every command; as flags they are there already.
     #[arg(skip)]
     pub(crate) audit_dir: Option<PathBuf>,
@@ -125,7 +141,7 @@ pub(crate) struct ServeOptions {
     /// What of the audit log leaves the machine; only the configuration file says it.
     #[arg(skip)]
     pub(crate) audit: EvidenceOptions,
-    /// Who may have shards handed out; only the configuration file says it.
+    /// Who may have shards handed out; but for `gpu` only the configuration file says it.
     #[arg(skip)]
     pub(crate) attach: AttachOptions,
 }
@@ -149,6 +165,8 @@ impl ServeOptions {
             on_failure: self.on_failure.or(below.on_failure),
             period: self.period.or(below.period),
             budget: self.budget.or(below.budget),
+            recheck: self.recheck.or(below.recheck),
+            recheck_keys: self.recheck_keys.or(below.recheck_keys),
             repeat_faults: self.repeat_faults.or(below.repeat_faults),
             repairs_per_day: self.repairs_per_day.or(below.repairs_per_day),
             max_connections: self.max_connections.or(below.max_connections),
@@ -159,12 +177,14 @@ impl ServeOptions {
             require_locked: self.require_locked || below.require_locked,
             require_read_only: self.require_read_only || below.require_read_only,
             require_vram: self.require_vram || below.require_vram,
+            no_write_test: self.no_write_test || below.no_write_test,
             audit_dir: self.audit_dir.or(below.audit_dir),
             audit_required: self.audit_required || below.audit_required,
             worker_id: self.worker_id.or(below.worker_id),
             key_file: self.key_file.or(below.key_file),
             audit: below.audit,
-            attach: below.attach,
+            attach: AttachOptions { gpu: self.attach_gpu.or(below.attach.gpu), ..below.attach },
+            attach_gpu: None,
         }
     }
 }

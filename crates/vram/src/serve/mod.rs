@@ -71,6 +71,8 @@ struct Ready<'a> {
     listen: SocketAddr,
     socket: &'a PathBuf,
     attach: Option<&'a std::path::Path>,
+    /// What is to be known about handing out a GPU's memory.
+    attach_note: Option<&'static str>,
     pid: u32,
     #[serde(flatten)]
     status: StatusView,
@@ -79,7 +81,9 @@ struct Ready<'a> {
 /// Runs until it is told to stop.
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
-    let chosen = devices::choose(&settings.device)?;
+    scrub_options(&settings).check()?;
+    devices::only_one(&settings.device)?;
+    let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let clients = settings.attach.most_clients();
     if let Some(missing) = descriptors::allow(descriptors::needed(settings.max_connections.into(), clients, jobs.len()))
@@ -123,7 +127,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = chosen.open_one(&settings.host)?;
+    let device = chosen.open_one(&settings.host, out)?;
     check_room(&jobs, &*device)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
@@ -136,6 +140,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let worker_id = session::worker_id(&settings.global);
     let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
     drop(secret);
+    manager.keep_recheck_keys(settings.recheck_keys);
     manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
     if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));
@@ -320,6 +325,7 @@ fn scrub_options(settings: &Settings) -> ScrubOptions {
     let mut options = ScrubOptions::default();
     options.period = settings.period;
     options.budget = settings.budget;
+    options.recheck = settings.recheck;
     options.repeat_faults = settings.repeat_faults;
     options.repairs_per_day = settings.repairs_per_day;
     options
@@ -355,6 +361,8 @@ fn warn_of_budget(registry: &Registry, out: &Out) {
 
 fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handout: Option<&Handout>, out: &Out) {
     let status = registry.status();
+    let manager = registry.manager();
+    let note = handout.and_then(|_| settings.attach.gpu_note(manager.device().kind, &manager.policy()));
     for shard in &status.shards {
         out.line(format_args!(
             "{}  {}  {}, {}  {}",
@@ -376,6 +384,11 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
         status.scrub.budget,
         status.on_failure
     ));
+    if let Some(recheck) = status.scrub.recheck {
+        out.line(format_args!(
+            "  recheck     every shard's fingerprint within {recheck:?}, as far as the budget allows"
+        ));
+    }
     if status.require_approval {
         out.line("  approval    only what a manifest approves is loaded");
     }
@@ -384,10 +397,13 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
     if let Some(handout) = handout {
         out.line(format_args!("  attach      {}", printable(&handout.socket().to_string_lossy())));
     }
+    if let Some(note) = note {
+        out.line(format_args!("              {note}"));
+    }
     out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
     if let Some(evidence) = &status.audit.evidence {
         out.line(format_args!("              {}", evidence.sum_up()));
     }
     let attach = handout.map(Handout::socket);
-    out.object(&Ready { listen, socket: &settings.socket, attach, pid: std::process::id(), status });
+    out.object(&Ready { listen, socket: &settings.socket, attach, attach_note: note, pid: std::process::id(), status });
 }

@@ -130,6 +130,7 @@ impl Lane {
             blocks: u32::try_from(blocks).unwrap_or(0),
             scratch: self.scratch.start(),
             values: self.values.start(),
+            key: None,
         };
         // SAFETY: the caller's, and the lane's buffers are large enough for `blocks`.
         unsafe { kernels.hash(variant, &self.stream, launch) }?;

@@ -220,6 +220,7 @@ impl<'a> Filling<'a> {
             blocks: u32::try_from(blocks.end.saturating_sub(blocks.start)).unwrap_or(0),
             scratch: self.loader.scratch.start(),
             values: self.values.start().plus(offset(VALUE_BYTES, blocks.start)),
+            key: None,
         };
         // SAFETY: the segment is of the caller's region, whose bytes of these blocks are copied before; launches of one
         // stream use the scratch memory one after the other; there is a value for each block.

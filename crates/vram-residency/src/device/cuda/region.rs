@@ -17,6 +17,7 @@ use crate::device::{
     check_blocks, check_range,
 };
 use crate::digest::{BlockValue, block_count};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 /// Where a region's bytes are.
 #[derive(Debug)]
@@ -184,7 +185,7 @@ impl StagedRegion for CudaRegion {
 
     fn protect(mut self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
         if let Memory::Owned(mapped) = &self.memory {
-            match mapped.set_access(0, mapped.bytes(), Access::Read) {
+            match mapped.seal() {
                 Ok(()) => self.closed = true,
                 Err(error) if error.is_lost() => return Err(error.into()),
                 Err(error) => {
@@ -207,7 +208,9 @@ impl Region for CudaRegion {
     }
 
     fn protection(&self) -> Protection {
-        if self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
+        // The driver's word, and what was shown of its worth.
+        let shown = self.shared.facts.write_test.is_refused();
+        if shown && self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
     }
 
     fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {
@@ -228,6 +231,17 @@ impl Region for CudaRegion {
         check_blocks(first, values.len(), self.bytes)?;
         let _no_repair = self.repair.read_recursive();
         Ok(self.hash_launches(first, values)?)
+    }
+
+    fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        let _no_repair = self.repair.read_recursive();
+        let shared = &self.shared;
+        let mut fingerprinter = shared.fingerprinter()?;
+        let Some(fingerprinter) = fingerprinter.as_mut() else { return Ok(None) };
+        let kernels = (&shared.kernels, shared.variant);
+        // SAFETY: the region is mapped and readable for as long as `self` lives.
+        let taken = unsafe { fingerprinter.take(kernels, (self.start(), self.bytes), key) }?;
+        Ok(Some(taken))
     }
 
     /// Lends a copy: the processor cannot address the bytes.
@@ -282,9 +296,7 @@ impl Region for CudaRegion {
 
     fn export(&self) -> Result<Export, DeviceError> {
         let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
-        if self.protection() != Protection::ReadOnly {
-            return Err(refused("hand out a region that is not read-only"));
-        }
+        // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
         let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
     }

@@ -146,7 +146,8 @@ class Row {
     state.className = gone ? "old" : good ? "good-cell" : late ? "warn-cell" : "bad-cell";
     put(oldest, gone ? "not known" : `${duration(shard.oldest_age_seconds)} ago`);
     put(size, bytes(shard.bytes));
-    put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}`);
+    const written = shard.writable_since ? `; clients can write since ${clean(shard.writable_since)}` : "";
+    put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}${written}`);
     put(passes, shard.passes.toLocaleString("en"));
     put(faults, String(shard.faults));
     put(repairs, String(shard.repairs));
@@ -414,7 +415,7 @@ function showAudit(audit) {
 function take(seq, record) {
   if (records.some((one) => one.seq === seq && one.time_ns === record.time_ns && one.event === record.event)) return;
   // Of passes the last one says all.
-  if (["ScrubPassed", "SealVerified"].includes(record.event)) {
+  if (["ScrubPassed", "SealVerified", "FingerprintMatched"].includes(record.event)) {
     records = records.filter((one) => one.event !== record.event || one.shard_id !== record.shard_id);
   }
   records.push({ ...record, seq });

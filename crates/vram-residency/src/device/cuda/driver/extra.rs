@@ -1,13 +1,12 @@
 //! Functions of the driver that only `gpu-check` calls. A driver may lack any of them: the answer then says so.
 
-use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
-use std::os::fd::RawFd;
+use std::ffi::{c_int, c_uchar, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
 use libloading::Library;
 
-use super::types::{Address, Code, HANDLE_TYPE_POSIX_FD, RawFunction, RawHandle, RawModule, RawStream, code};
-use super::{Context, CudaError, Driver, Function, Module, Stream};
+use super::types::{Address, Code, RawFunction, RawStream, code};
+use super::{Context, CudaError, Driver, Function, Stream};
 
 type RawGraph = *mut c_void;
 type RawNode = *mut c_void;
@@ -49,8 +48,6 @@ optional! {
     register = "cuMemHostRegister_v2"(*mut c_void, usize, c_uint);
     unregister = "cuMemHostUnregister"(*mut c_void);
     function_attribute = "cuFuncGetAttribute"(*mut c_int, c_int, RawFunction);
-    module_global = "cuModuleGetGlobal_v2"(*mut Address, *mut usize, RawModule, *const c_char);
-    import = "cuMemImportFromShareableHandle"(*mut RawHandle, *mut c_void, c_int);
     graph_create = "cuGraphCreate"(*mut RawGraph, c_uint);
     graph_destroy = "cuGraphDestroy"(RawGraph);
     graph_add_copy = "cuGraphAddMemcpyNode"(
@@ -127,17 +124,6 @@ pub(in crate::device::cuda) struct Extra {
 }
 
 impl Driver {
-    /// Takes an allocation that another process exported.
-    pub(super) fn import(&self, descriptor: RawFd) -> Result<RawHandle, CudaError> {
-        let step = "import an allocation";
-        let Some(import) = Functions::probe(&self._library).import else { return Err(self.error(step, NOT_FOUND)) };
-        let number = usize::try_from(descriptor).unwrap_or(usize::MAX);
-        let mut handle = 0;
-        // SAFETY: writes a handle to where the first pointer points; the second is the descriptor itself, as documented.
-        let answer = unsafe { import(&raw mut handle, std::ptr::without_provenance_mut(number), HANDLE_TYPE_POSIX_FD) };
-        self.check(step, answer).map(|()| handle)
-    }
-
     /// A result's name in the driver's words.
     pub(in crate::device::cuda) fn name_of(&self, answer: Code) -> Box<str> {
         if answer == code::SUCCESS { "CUDA_SUCCESS".into() } else { self.describe(answer, self.table.error_name) }
@@ -175,21 +161,6 @@ impl Extra {
             unsafe { call(&raw mut value, number, of.raw) }
         });
         self.check("state what a kernel takes", answer).map(|()| value)
-    }
-
-    /// Where a variable of a module is, and its length in bytes.
-    pub(in crate::device::cuda) fn global(
-        &self,
-        module: &Module,
-        name: &'static CStr,
-    ) -> Result<(Address, usize), CudaError> {
-        let _current = self.context.enter()?;
-        let (mut start, mut bytes) = (Address(0), 0);
-        let answer = self.functions.module_global.map_or(NOT_FOUND, |call| {
-            // SAFETY: writes an address and a length to where the pointers point; the name ends with a zero.
-            unsafe { call(&raw mut start, &raw mut bytes, module.raw, name.as_ptr()) }
-        });
-        self.check("find a variable of the kernels", answer).map(|()| (start, bytes))
     }
 
     /// Managed memory; given back with [`Self::free`].

@@ -104,6 +104,19 @@ impl Stream {
         let answer = unsafe { (self.context.driver.table.to_host)(to.cast(), from, bytes, self.raw) };
         self.context.check("copy from the GPU", answer)
     }
+
+    /// Overwrites the device's memory with zeros.
+    ///
+    /// # Safety
+    /// `start` is writable memory of that size, which nobody else uses, until the stream has done it.
+    pub(in crate::device::cuda) unsafe fn wipe(&self, start: Address, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's.
+        let answer = unsafe { (self.context.driver.table.set)(start, 0, bytes, self.raw) };
+        self.context.check("wipe memory of the GPU", answer)
+    }
 }
 
 impl Drop for Stream {

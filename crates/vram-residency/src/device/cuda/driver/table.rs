@@ -1,6 +1,6 @@
 //! The functions of the driver that are called, each looked up before the first call.
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
 
 use libloading::Library;
 
@@ -73,6 +73,7 @@ table! {
     retain_handle = "cuMemRetainAllocationHandle"(*mut RawHandle, *mut c_void);
     handle_properties = "cuMemGetAllocationPropertiesFromHandle"(*mut AllocationProperties, RawHandle);
     export_handle = "cuMemExportToShareableHandle"(*mut c_void, RawHandle, c_int, c_ulonglong);
+    import_handle = "cuMemImportFromShareableHandle"(*mut RawHandle, *mut c_void, c_int);
     pointer_attribute = "cuPointerGetAttribute"(*mut c_void, c_int, Address);
 
     alloc = "cuMemAlloc_v2"(*mut Address, usize);
@@ -81,6 +82,7 @@ table! {
     host_free = "cuMemFreeHost"(*mut c_void);
     to_device = "cuMemcpyHtoDAsync_v2"(Address, *const c_void, usize, RawStream);
     to_host = "cuMemcpyDtoHAsync_v2"(*mut c_void, Address, usize, RawStream);
+    set = "cuMemsetD8Async"(Address, c_uchar, usize, RawStream);
 
     stream_create = "cuStreamCreateWithPriority"(*mut RawStream, c_uint, c_int);
     stream_destroy = "cuStreamDestroy_v2"(RawStream);
@@ -95,6 +97,7 @@ table! {
     module_load = "cuModuleLoadDataEx"(*mut RawModule, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
     module_unload = "cuModuleUnload"(RawModule);
     module_function = "cuModuleGetFunction"(*mut RawFunction, RawModule, *const c_char);
+    module_global = "cuModuleGetGlobal_v2"(*mut Address, *mut usize, RawModule, *const c_char);
     launch = "cuLaunchKernel"(
         RawFunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, RawStream, *mut *mut c_void,
         *mut *mut c_void

@@ -23,6 +23,7 @@ mod handout;
 mod past;
 mod repair;
 mod sealing;
+mod together;
 mod unseal;
 mod verify;
 

@@ -18,7 +18,7 @@ use support::{disk_dir, id};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
-fn a_verify_on_a_gpu_allocates_nothing() {
+fn a_verify_or_a_sweep_on_a_gpu_allocates_nothing() {
     let emulator = Emulator::lock(Plan::default());
     let dir = disk_dir();
     let manager = gpu::manager(dir.path());
@@ -34,6 +34,24 @@ fn a_verify_on_a_gpu_allocates_nothing() {
         manager.trail().flush(Duration::from_secs(5)).unwrap();
         let change = region.change();
         assert_eq!(change.allocations + change.reallocations, 0, "round {round}");
+    }
+    assert_eq!(emulator.report().calls_of("cuMemAlloc_v2"), on_the_device);
+    let more =
+        (0_u8..5).map(|n| manager.seal_model(id(&format!("s{n}")), "model", &vec![n; usize::from(n) << 19]).unwrap());
+    let shards: Vec<_> = std::iter::once(shard).chain(more).collect();
+    let sweep = || {
+        let mut verified = 0;
+        manager.verify_all(&shards, &mut |_, outcome| verified += usize::from(outcome.is_ok()));
+        assert_eq!(verified, 6);
+        manager.trail().flush(Duration::from_secs(5)).unwrap();
+    };
+    (0..20).for_each(|_| sweep());
+    let on_the_device = emulator.report().calls_of("cuMemAlloc_v2");
+    for round in 0..5 {
+        let region = Region::new(ALLOCATOR);
+        sweep();
+        let change = region.change();
+        assert_eq!(change.allocations + change.reallocations, 0, "sweep {round}");
     }
     assert_eq!(emulator.report().calls_of("cuMemAlloc_v2"), on_the_device);
 }

@@ -89,6 +89,18 @@ fn a_sweep_tells_the_official_values_of_every_block_with_as_few_launches_as_can_
     }
 }
 
+/// The device has work while the host looks at values, and no more than one launch of it.
+#[test]
+fn the_next_launch_is_with_the_driver_while_the_last_is_told_of() {
+    let emulator = Emulator::lock(Plan::default());
+    let device = device(2);
+    let (regions, _) = regions(&device, &[6 << 20, 1, 2]);
+    let mut under_way = Vec::new();
+    device.hash_regions(&borrowed(&regions), &mut |_, _, _| under_way.push(emulator.report().pending)).unwrap();
+    // Two copies, two kernels and three marks a launch. The last launch is of two regions.
+    assert_eq!(under_way, [7, 7, 7, 0, 0]);
+}
+
 /// Launches of the largest size, more regions than a table had room for, and regions of about a launch's length.
 #[test]
 fn launches_of_1024_blocks_hold_what_they_can() {

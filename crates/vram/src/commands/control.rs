@@ -249,6 +249,7 @@ impl Daemon {
             Some("leased") => Failure::new("leased", message),
             Some("forbidden") => Failure::new("forbidden", message),
             Some("unknown-shard") => Failure::new("unknown-shard", message),
+            Some("no-shard") => Failure::new("no-shard", message),
             _ => Failure::new("daemon", message),
         })
     }

@@ -185,7 +185,7 @@ pub enum Fault {
         code: u32,
     },
     /// The `nth` kernel that is executed (from 1) fails: its work is not done, and the next synchronizing call answers `code`,
-    /// as does everything after it.
+    /// as does everything after it. With `code` 0 its work is not done, and nobody is told.
     Asynchronous {
         /// Which one, from 1.
         nth: u64,

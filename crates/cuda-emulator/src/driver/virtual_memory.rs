@@ -9,10 +9,16 @@ use super::{Answer, State};
 use crate::plan::Memory;
 use crate::report::Kind;
 
-/// What the memfd of a piece is called, before its device's ordinal and its size: how an import knows them.
+/// What the memfd of a piece is called, before its device's UUID and its size: how an import knows them, in a process that
+/// may number the devices otherwise.
 const NAME: &str = "cuda-emulator";
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 const POSIX_FD: u32 = 1;
+
+/// A UUID as text.
+fn hex(uuid: &[u8; 16]) -> String {
+    uuid.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 impl State {
     /// Bytes of a device's memory that are still free.
@@ -33,7 +39,7 @@ impl State {
         if counted && bytes > self.free_bytes(device) {
             return Err(code::OUT_OF_MEMORY);
         }
-        let pages = Pages::new(bytes, &format!("{NAME}:{device}:{bytes}"))?;
+        let pages = Pages::new(bytes, &format!("{NAME}:{}:{bytes}", hex(&self.plan.devices[device].uuid)))?;
         if counted {
             self.devices[device].bytes += bytes;
         }
@@ -305,7 +311,7 @@ driver_calls! {
         let (Some(NAME), Some(device), Some(bytes)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(code::INVALID_VALUE);
         };
-        let device = state.ordinal(device.parse().map_err(|_| code::INVALID_VALUE)?)?;
+        let device = state.plan.devices.iter().position(|known| hex(&known.uuid) == device).ok_or(code::INVALID_DEVICE)?;
         state.alive(device)?;
         let bytes: u64 = bytes.parse().map_err(|_| code::INVALID_VALUE)?;
         // SAFETY: the call above found it open, and the caller keeps it open during this one.

@@ -21,6 +21,7 @@ use std::os::fd::OwnedFd;
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 
+mod child;
 pub mod conformance;
 mod crew;
 mod cuda;
@@ -32,9 +33,10 @@ mod together;
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
 pub use cuda::{
-    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
     disable_kernel_cache,
 };
+pub(crate) use cuda::{ImportedRegion, Offered};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 use together::one_by_one;
 
@@ -146,6 +148,14 @@ pub enum Protection {
 }
 
 impl Protection {
+    /// Every class.
+    pub(crate) const ALL: [Self; 2] = [Self::ReadOnly, Self::Advisory];
+
+    /// Whether it stops as much as another.
+    pub(crate) const fn is_at_least(self, other: Self) -> bool {
+        matches!((self, other), (Self::ReadOnly, _) | (_, Self::Advisory))
+    }
+
     /// The name as seals, records and reports spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -440,7 +450,7 @@ pub trait Region: Any + Send + Sync + fmt::Debug {
     fn export(&self) -> Result<Export, DeviceError>;
 }
 
-/// What another process needs to map a region, without the right to write to it.
+/// What another process needs to map a region.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Export {
@@ -463,6 +473,14 @@ pub enum Export {
         /// The device that it is on.
         device: DeviceUuid,
     },
+}
+
+impl Export {
+    /// Whether who has the descriptor can write to the region's memory.
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        matches!(self, Self::CudaAllocation { .. })
+    }
 }
 
 /// Checks that a region has blocks.

@@ -129,7 +129,7 @@ impl Core {
             passes: 0,
             faults: 0,
             repairs: 0,
-            metrics: ShardMetrics::register(shard.shard_id(), shard.residency(), shard.protection()),
+            metrics: ShardMetrics::register(shard.shard_id(), shard.residency()),
         });
     }
 

@@ -26,7 +26,7 @@ impl Core {
                 let Some(shard) = lane.shard.upgrade() else { continue };
                 shards = shards.saturating_add(1);
                 let oldest = shard.freshness.oldest_age(now);
-                lane.metrics.show(shard.stands(), shard.statement.bytes, oldest);
+                lane.metrics.show(shard.stands(), shard.protection(), shard.statement.bytes, oldest);
                 // Of one that is known to be damaged there is more to say than that.
                 if shard.state().is_out() {
                     continue;

@@ -189,7 +189,7 @@ impl StagedRegion for CudaRegion {
 
     fn protect(mut self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
         if let Memory::Owned(mapped) = &self.memory {
-            match mapped.set_access(0, mapped.bytes(), Access::Read) {
+            match mapped.seal() {
                 Ok(()) => self.closed = true,
                 Err(error) if error.is_lost() => return Err(error.into()),
                 Err(error) => {
@@ -212,7 +212,9 @@ impl Region for CudaRegion {
     }
 
     fn protection(&self) -> Protection {
-        if self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
+        // The driver's word, and what was shown of its worth.
+        let shown = self.shared.facts.write_test.is_refused();
+        if shown && self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
     }
 
     fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {

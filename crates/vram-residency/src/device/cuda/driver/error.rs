@@ -1,6 +1,7 @@
 //! What can go wrong with a CUDA driver and its devices. Each text is one sentence with the remedy.
 
 use super::types::{Code, Ordinal, code};
+use crate::device::DeviceUuid;
 
 /// The oldest release of CUDA whose driver takes the kernels' text (PTX 7.8), as [`Version`].
 pub const MINIMUM_DRIVER: Version = Version(11_080);
@@ -76,6 +77,25 @@ pub enum CudaError {
         /// How many there are.
         count: u32,
     },
+    /// There are devices, and none that is so called.
+    #[error(
+        "this process is shown {count} GPUs and none of them is {uuid}, which holds the shard; see CUDA_VISIBLE_DEVICES and \
+         the container's devices"
+    )]
+    NoSuchUuid {
+        /// The one that is needed.
+        uuid: DeviceUuid,
+        /// How many there are.
+        count: u32,
+    },
+    /// What another process hands out does not fit together.
+    #[error("what the other process says of its memory does not fit together; are both of the same version?")]
+    Offer,
+    /// Memory of another process cannot be mapped for reading only.
+    #[error(
+        "this driver does not map another process's memory for reading only, so it is not mapped at all; update the driver"
+    )]
+    NotReadOnly,
     /// Another process has the device for itself.
     #[error(
         "cuda:{ordinal} takes one process at a time and another one has it; end that one, or have an administrator run \

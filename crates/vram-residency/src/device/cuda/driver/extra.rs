@@ -1,12 +1,11 @@
 //! Functions of the driver that only `gpu-check` calls. A driver may lack any of them: the answer then says so.
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use libloading::Library;
 
-use super::types::{Address, Code, HANDLE_TYPE_POSIX_FD, RawFunction, RawHandle, RawModule, RawStream, code};
+use super::types::{Address, Code, RawFunction, RawModule, RawStream, code};
 use super::{Context, CudaError, Driver, Function, Module, Stream};
 
 type RawGraph = *mut c_void;
@@ -95,23 +94,6 @@ pub(in crate::device::cuda) struct Extra {
 }
 
 impl Driver {
-    /// Takes an allocation that another process exported.
-    pub(super) fn import(&self, descriptor: RawFd) -> Result<RawHandle, CudaError> {
-        let step = "import an allocation";
-        // SAFETY: the symbol, where the library has it, is the documented function of this type.
-        let found = unsafe {
-            self._library.get::<unsafe extern "C" fn(*mut RawHandle, *mut c_void, c_int) -> Code>(
-                "cuMemImportFromShareableHandle",
-            )
-        };
-        let Ok(import) = found else { return Err(self.error(step, NOT_FOUND)) };
-        let number = usize::try_from(descriptor).unwrap_or(usize::MAX);
-        let mut handle = 0;
-        // SAFETY: writes a handle to where the first pointer points; the second is the descriptor itself, as documented.
-        let answer = unsafe { import(&raw mut handle, std::ptr::without_provenance_mut(number), HANDLE_TYPE_POSIX_FD) };
-        self.check(step, answer).map(|()| handle)
-    }
-
     /// A result's name in the driver's words.
     pub(in crate::device::cuda) fn name_of(&self, answer: Code) -> Box<str> {
         if answer == code::SUCCESS { "CUDA_SUCCESS".into() } else { self.describe(answer, self.table.error_name) }

@@ -66,6 +66,7 @@ table! {
     retain_handle = "cuMemRetainAllocationHandle"(*mut RawHandle, *mut c_void);
     handle_properties = "cuMemGetAllocationPropertiesFromHandle"(*mut AllocationProperties, RawHandle);
     export_handle = "cuMemExportToShareableHandle"(*mut c_void, RawHandle, c_int, c_ulonglong);
+    import_handle = "cuMemImportFromShareableHandle"(*mut RawHandle, *mut c_void, c_int);
     pointer_attribute = "cuPointerGetAttribute"(*mut c_void, c_int, Address);
 
     alloc = "cuMemAlloc_v2"(*mut Address, usize);

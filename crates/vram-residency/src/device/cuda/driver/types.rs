@@ -43,6 +43,9 @@ pub(in crate::device::cuda) mod code {
     pub(in crate::device::cuda) const DEVICE_UNAVAILABLE: Code = 46;
     pub(in crate::device::cuda) const NO_DEVICE: Code = 100;
     pub(in crate::device::cuda) const INVALID_DEVICE: Code = 101;
+    pub(in crate::device::cuda) const ILLEGAL_ADDRESS: Code = 700;
+    pub(in crate::device::cuda) const INVALID_ADDRESS_SPACE: Code = 717;
+    pub(in crate::device::cuda) const LAUNCH_FAILED: Code = 719;
     pub(in crate::device::cuda) const NOT_SUPPORTED: Code = 801;
 
     /// Errors after which the device's context answers nothing any more: uncorrectable memory (ECC, 214; NVLink, 220),

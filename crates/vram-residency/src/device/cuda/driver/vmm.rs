@@ -2,9 +2,7 @@
 //!
 //! Each is given back when it is dropped, in the right order, however far its making came.
 
-#[cfg(feature = "gpu-check")]
-use std::os::fd::AsRawFd;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::types::{
@@ -84,7 +82,7 @@ impl Drop for Addresses {
     }
 }
 
-/// An allocation that is mapped at a range of addresses, readable and writable by its device at first.
+/// An allocation that is mapped at a range of addresses.
 #[derive(Debug)]
 pub(in crate::device::cuda) struct Mapped {
     // Dropped in this order, after the mapping itself.
@@ -93,23 +91,23 @@ pub(in crate::device::cuda) struct Mapped {
 }
 
 impl Mapped {
-    /// `bytes` is a multiple of the granularity.
+    /// An allocation of its own, readable and writable at first. `bytes` is a multiple of the granularity.
     pub(in crate::device::cuda) fn create(context: &Arc<Context>, bytes: u64) -> Result<Self, CudaError> {
         let too_large = || CudaError::OutOfMemory { step: "address so large a region" };
         let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
         let _current = context.enter()?;
         let allocation = Allocation::create(context, bytes)?;
-        Self::map(context, allocation, bytes)
+        Self::map(context, allocation, bytes, Access::ReadWrite)
     }
 
     /// Maps the whole of an allocation; the context is entered.
-    fn map(context: &Arc<Context>, allocation: Allocation, bytes: usize) -> Result<Self, CudaError> {
+    fn map(context: &Arc<Context>, allocation: Allocation, bytes: usize, access: Access) -> Result<Self, CudaError> {
         let addresses = Addresses::reserve(context, bytes)?;
         // SAFETY: the whole of a fresh range, and the whole of an allocation of the same size.
         let answer = unsafe { (context.driver.table.map)(addresses.start, bytes, 0, allocation.handle, 0) };
         context.check("map a region", answer)?;
         let mapped = Self { addresses, allocation };
-        mapped.set_access(0, bytes as u64, Access::ReadWrite)?;
+        mapped.set_access(0, bytes as u64, access)?;
         Ok(mapped)
     }
 
@@ -131,6 +129,11 @@ impl Mapped {
         // SAFETY: the range is this value's own mapping, and whoever writes to it has asked for this.
         let answer = unsafe { (context.driver.table.set_access)(start, bytes, &raw const description, 1) };
         context.check("change what a mapping allows", answer)
+    }
+
+    /// Has the device only read from now on, in the whole of it.
+    pub(in crate::device::cuda) fn seal(&self) -> Result<(), CudaError> {
+        self.set_access(0, self.bytes(), Access::Read)
     }
 
     /// What the driver says that the device may do there: `None` where it cannot say.
@@ -178,21 +181,26 @@ impl Mapped {
         let answer = unsafe { (context.driver.table.retain_handle)(&raw mut handle, pointer) };
         context.check("find an allocation", answer)?;
         let allocation = Allocation { context: Arc::clone(context), handle, exportable: self.allocation.exportable };
-        Self::map(context, allocation, self.addresses.bytes)
+        Self::map(context, allocation, self.addresses.bytes, Access::ReadWrite)
     }
 
-    /// Maps an allocation that another process exported, readable and writable at first.
-    #[cfg(feature = "gpu-check")]
+    /// Maps an allocation that another process exported. The descriptor is not needed afterwards.
     pub(in crate::device::cuda) fn import(
         context: &Arc<Context>,
         descriptor: &impl AsRawFd,
         bytes: u64,
+        access: Access,
     ) -> Result<Self, CudaError> {
         let _current = context.enter()?;
-        let handle = context.driver.import(descriptor.as_raw_fd())?;
+        let number = usize::try_from(descriptor.as_raw_fd()).unwrap_or(usize::MAX);
+        let mut handle = 0;
+        let from = std::ptr::without_provenance_mut(number);
+        // SAFETY: writes a handle to where the first pointer points; the second is the descriptor itself, as documented.
+        let answer = unsafe { (context.driver.table.import_handle)(&raw mut handle, from, HANDLE_TYPE_POSIX_FD) };
+        context.check("import a region", answer)?;
         let allocation = Allocation { context: Arc::clone(context), handle, exportable: true };
         let bytes = usize::try_from(bytes).map_err(|_| CudaError::OutOfMemory { step: "address so large a region" })?;
-        Self::map(context, allocation, bytes)
+        Self::map(context, allocation, bytes, access)
     }
 
     fn location(&self) -> Location {

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::kernels::{SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
+use super::super::write_test::{self, PROBE, STORE};
 use super::{Address, CudaError, DeviceBuffer, Gpu, Memory, Stream};
-use crate::device::cuda::driver::{Function, Module};
+use crate::device::cuda::driver::{Function, Module, code};
 use crate::digest::block_count;
 
 /// The kernels' texts that are built in, by name.
 pub const TEXTS: [(&str, &str); 3] = [
     ("blake3", include_str!("../../../../../../kernels/ptx/blake3.ptx")),
     ("fingerprint", include_str!("../../../../../../kernels/ptx/fingerprint.ptx")),
-    ("probe", include_str!("../../../../../../kernels/ptx/probe.ptx")),
+    ("probe", PROBE),
 ];
 
 /// Bytes of the fingerprint's tiles of a block.
@@ -117,7 +118,7 @@ impl Kernels {
             mad: find(&blake3, 0, c"vram_blake3_chunks_mad")?,
             parents: find(&blake3, 0, c"vram_blake3_parents")?,
             tiles: find(&fingerprint, 1, c"vram_nh_tiles")?,
-            store: find(&probe, 2, c"vram_probe_store")?,
+            store: find(&probe, 2, STORE)?,
             read: find(&probe, 2, c"vram_probe_read")?,
             multiply: find(&probe, 2, c"vram_probe_matmul")?,
             fingerprint,
@@ -269,8 +270,11 @@ impl Kernels {
 
     /// Has one thread store a word of ones. The context is entered, the address is of a memory, and the caller waits.
     pub(super) fn store(&self, gpu: &Gpu, to: Address) -> i32 {
-        // SAFETY: the kernel's parameters; the memory has a word, and stays.
-        unsafe { gpu.extra.launch(&self.store, &gpu.stream, (1, 1), (1, 1), &mut [to.0, u64::from(u32::MAX)]) }
+        // SAFETY: the memory has a word, and stays.
+        match unsafe { write_test::store(&self.store, &gpu.stream, to, u32::MAX) } {
+            Ok(()) => code::SUCCESS,
+            Err(error) => error.code().unwrap_or(code::OUT_OF_MEMORY),
+        }
     }
 }
 

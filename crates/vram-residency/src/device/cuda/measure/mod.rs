@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,19 @@ use super::driver::{
     granularity,
 };
 
+use crate::device::child;
+
 mod kernels;
 
 pub use kernels::{Compiled, Foreground, Kernels, Kind, Sweep, TEXTS};
+
+/// Runs a process and returns what it wrote to its standard output, if it ended with success. Nothing of it stays.
+///
+/// # Errors
+/// Why there is no answer: it cannot be started, failed, took longer than `limit`, or said more than 64 KiB.
+pub fn answer_of(command: &mut Command, limit: Duration) -> Result<String, String> {
+    child::answer_of(command, limit)
+}
 
 /// What the driver answered to a call: 0 is success.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -205,7 +216,10 @@ impl Gpu {
     /// # Errors
     /// The driver refuses.
     pub fn import(&self, descriptor: &impl AsRawFd, bytes: u64) -> Result<Memory, CudaError> {
-        Ok(Memory { backing: Backing::Virtual(Mapped::import(self.context(), descriptor, bytes)?), bytes })
+        Ok(Memory {
+            backing: Backing::Virtual(Mapped::import(self.context(), descriptor, bytes, Access::ReadWrite)?),
+            bytes,
+        })
     }
 
     /// What the driver says of a memory's first byte.

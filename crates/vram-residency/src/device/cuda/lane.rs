@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
-use crate::digest::BLOCK_BYTES;
+use crate::digest::{BLOCK_BYTES, BlockValue};
 
 /// Blocks of the launches by which the variants are compared, one size after the other: the last one gives every part of a
 /// data-centre GPU work. On a device so slow that a size took this long, the larger ones are left out.
@@ -69,6 +69,39 @@ impl Lane {
             context: Arc::clone(context),
             blocks,
         })
+    }
+
+    /// Hashes a region from its start on, as many blocks as there are values.
+    ///
+    /// # Safety
+    /// The region's bytes are readable, and stay, while this runs.
+    pub(super) unsafe fn hash(
+        &mut self,
+        kernels: &Kernels,
+        variant: HashVariant,
+        (address, region_bytes): (Address, u64),
+        values: &mut [BlockValue],
+    ) -> Result<(), CudaError> {
+        let (context, most) = (Arc::clone(&self.context), self.blocks);
+        let _current = context.enter()?;
+        let mut flight = Flight::new(self, kernels, variant);
+        let (mut which, mut first_block) = (false, 0_u64);
+        let mut under_way: Option<&mut [BlockValue]> = None;
+        // At last nothing is begun, and what is under way is waited for.
+        for next in values.chunks_mut(most).map(Some).chain([None]) {
+            if let Some(values) = &next {
+                let segment = Segment { address, region_bytes, first_block, end: values.len() as u64 };
+                // SAFETY: the segment is of the caller's region, and a launch has so many blocks.
+                unsafe { flight.begin(which, std::iter::once(segment), values.len()) }?;
+                first_block = first_block.saturating_add(segment.end);
+            }
+            if let Some(values) = std::mem::replace(&mut under_way, next) {
+                let (results, _) = flight.finish(!which)?;
+                values.iter_mut().zip(results).for_each(|(to, value)| *to = BlockValue::from_bytes(*value));
+            }
+            which = !which;
+        }
+        Ok(())
     }
 
     /// Copies bytes from the device.

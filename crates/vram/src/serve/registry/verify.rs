@@ -17,7 +17,7 @@ use crate::serve::report::ShardView;
 pub(in crate::serve) enum Outcome {
     Verified(Box<ShardView>),
     Not {
-        shard_id: ShardId,
+        shard_id: Box<ShardId>,
         error: Failure,
         /// Whether it is not as sealed.
         integrity: bool,
@@ -26,7 +26,7 @@ pub(in crate::serve) enum Outcome {
 
 impl Outcome {
     fn not(shard_id: ShardId, error: Failure) -> Self {
-        Self::Not { shard_id, integrity: error.exit == Exit::Integrity, error }
+        Self::Not { shard_id: Box::new(shard_id), integrity: error.exit == Exit::Integrity, error }
     }
 }
 

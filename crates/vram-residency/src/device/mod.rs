@@ -297,7 +297,8 @@ pub enum DeviceError {
 
 /// Where the bytes of a region come from while it is filled.
 ///
-/// Called from several threads at once, once for each block, in roughly ascending order.
+/// Called from several threads at once, in roughly ascending order, for one block or several that follow one another, as
+/// wholes: all that a thread takes at a time.
 pub trait Fill: Sync {
     /// Writes the region's bytes from `offset` on into `buffer`, all of it.
     ///

@@ -362,7 +362,7 @@ pub trait StagedRegion: Send {
     /// device's own memory after the copy. `values` must hold exactly the region's blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Source`] with the first failing offset; the region is then good for nothing but dropping.
+    /// [`DeviceError::Source`] with the offset of the first piece that failed; the region is then good for nothing but dropping.
     fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
     /// Makes the region read-only for ever.

@@ -310,7 +310,8 @@ pub enum DeviceError {
 
 /// Where the bytes of a region come from while it is filled.
 ///
-/// Called from several threads at once, once for each block, in roughly ascending order.
+/// Called from several threads at once, in roughly ascending order, for one block or several that follow one another, as
+/// wholes: all that a thread takes at a time.
 pub trait Fill: Sync {
     /// Writes the region's bytes from `offset` on into `buffer`, all of it.
     ///
@@ -396,7 +397,7 @@ pub trait StagedRegion: Send {
     /// device's own memory after the copy. `values` must hold exactly the region's blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Source`] with the first failing offset; the region is then good for nothing but dropping.
+    /// [`DeviceError::Source`] with the offset of the first piece that failed; the region is then good for nothing but dropping.
     fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
     /// Makes the region read-only for ever.

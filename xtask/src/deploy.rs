@@ -7,10 +7,11 @@ use crate::tools;
 use anyhow::{Context, Result, ensure};
 
 const UNIT: &str = "deploy/systemd/vram.service";
-const DROP_IN: &str = "vram.service.d/replicas.conf";
+/// Beside it, of which each is an example.
+const DROP_INS: [&str; 2] = ["vram.service.d/replicas.conf", "vram.service.d/gpu.conf"];
 const MANIFEST: &str = "deploy/kubernetes/vram.yaml";
-/// Before a line of the manifest that is wanted with replicas only.
-const WITH_REPLICAS: &str = "#+ ";
+/// Before a line of the manifest that is wanted with replicas only, and with GPUs only.
+const OPTIONAL: [&str; 2] = ["#+ ", "#g "];
 /// Tenths of systemd's points of exposure, of which a service without any protection has 96.
 const EXPOSURE: &str = "20";
 const VALIDATOR: &str = "kubernetes-validate==1.37.0";
@@ -38,16 +39,18 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
         command.envs(libraries.iter().map(|path| ("LD_LIBRARY_PATH", path)));
         command
     };
-    // Alone, and with the example of what replicas need.
-    let drop_in = home.join(DROP_IN);
-    let _ = std::fs::remove_file(&drop_in);
+    let drop_ins = home.join("vram.service.d");
+    let _ = std::fs::remove_dir_all(&drop_ins);
     // Strict about this unit, and about no other that it leads to.
     let verify = || run(systemd().args(["verify", "--recursive-errors=no"]).arg(&copy));
+    // Alone, and with each of the examples.
     verify()?;
-    std::fs::create_dir_all(home.join("vram.service.d"))?;
-    std::fs::copy(ctx.root.join("deploy/systemd").join(DROP_IN), &drop_in)?;
-    verify()?;
-    std::fs::remove_file(&drop_in)?;
+    for drop_in in DROP_INS {
+        std::fs::create_dir_all(&drop_ins)?;
+        std::fs::copy(ctx.root.join("deploy/systemd").join(drop_in), home.join(drop_in))?;
+        verify()?;
+        std::fs::remove_dir_all(&drop_ins)?;
+    }
     let threshold = format!("--threshold={EXPOSURE}");
     let said = capture(systemd().args(["security", "--offline=true", "--no-pager", &threshold]).arg(&copy))?;
     let exposure = said.lines().rev().find(|line| line.contains("exposure level")).context("no verdict")?.trim();
@@ -63,9 +66,11 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let validate = ctx.target.join("tools/venv/bin/kubernetes-validate");
     run(ctx.command(&validate).args(["--strict", MANIFEST]))?;
     let manifest = std::fs::read_to_string(ctx.root.join(MANIFEST))?;
-    ensure!(manifest.contains(WITH_REPLICAS), "{MANIFEST} says nothing of replicas");
-    let opened = home.join("vram.yaml");
-    std::fs::write(&opened, manifest.replace(WITH_REPLICAS, ""))?;
-    run(ctx.command(&validate).arg("--strict").arg(&opened))?;
+    for optional in OPTIONAL {
+        ensure!(manifest.contains(optional), "{MANIFEST} has no line behind {optional}");
+        let opened = home.join("vram.yaml");
+        std::fs::write(&opened, manifest.replace(optional, ""))?;
+        run(ctx.command(&validate).arg("--strict").arg(&opened))?;
+    }
     Ok(exposure.trim_start_matches(['→', ' ']).to_owned())
 }

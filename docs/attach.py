@@ -14,6 +14,8 @@ import sys
 
 
 class Daemon:
+    version = 1  # of the protocol; attach_cuda.py speaks 2
+
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -21,7 +23,7 @@ class Daemon:
         except OSError as error:
             why = error.strerror or error
             raise ConnectionError(f"no daemon hands out weights at {path}: {why}; start vram serve, which prints the path")
-        self.hello = self.ask(type="hello", version=1)[0]
+        self.hello = self.ask(type="hello", version=self.version)[0]
 
     def send(self, **message):
         body = json.dumps(message).encode()

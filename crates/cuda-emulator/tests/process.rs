@@ -68,6 +68,19 @@ fn child_that_imports() {
 }
 
 #[test]
+#[ignore = "a child process that another test of this file starts"]
+fn child_that_numbers_the_devices_otherwise() {
+    let driver = Driver::load(&library());
+    driver.start();
+    let imported = driver.get("cuMemImportFromShareableHandle", &[0, 1]);
+    let address = driver.get("cuMemAddressReserve", &[PAGE, 0, 0, 0]);
+    driver.ok("cuMemMap", &[address, PAGE, 0, imported, 0]);
+    let mut ordinal = 9_u32;
+    driver.ok("cuPointerGetAttribute", &[(&raw mut ordinal) as u64, 9, address]);
+    assert_eq!(ordinal, 1, "the same device by the number that it has here");
+}
+
+#[test]
 fn memory_is_handed_to_another_process() {
     let _emulator = Emulator::lock(Plan::default());
     let driver = Driver::load(&library());
@@ -79,7 +92,13 @@ fn memory_is_handed_to_another_process() {
     driver.ok("cuMemExportToShareableHandle", &[(&raw mut fd) as u64, handle, 1, 0]);
     // SAFETY: the descriptor that the export made, owned by nobody else.
     let shared = unsafe { OwnedFd::from_raw_fd(fd) };
+    let again = shared.try_clone().unwrap();
     assert!(child("child_that_imports").stdin(Stdio::from(shared)).status().unwrap().success());
+    let mut plan = Plan::with_devices(2);
+    plan.devices.reverse();
+    let mut other = child("child_that_numbers_the_devices_otherwise");
+    other.env("CUDA_EMULATOR_PLAN", serde_json::to_string(&plan).unwrap());
+    assert!(other.stdin(Stdio::from(again)).status().unwrap().success());
     driver.unmap(handle, address, PAGE);
     driver.stop();
 }

@@ -252,11 +252,11 @@ pub(crate) struct ShardMetrics {
     recheck_keys: Gauge,
     states: [(ShardState, Gauge); ShardState::ALL.len()],
     residency: Gauge,
-    protection: Gauge,
+    protections: [(Protection, Gauge); Protection::ALL.len()],
 }
 
 impl ShardMetrics {
-    pub(crate) fn register(shard_id: &ShardId, residency: Residency, protection: Protection) -> Self {
+    pub(crate) fn register(shard_id: &ShardId, residency: Residency) -> Self {
         let shard = || shard_id.as_str().to_owned();
         Self {
             oldest: metrics::gauge!(SCRUB_OLDEST, "shard" => shard()),
@@ -265,28 +265,39 @@ impl ShardMetrics {
             states: ShardState::ALL
                 .map(|state| (state, metrics::gauge!(SHARD_STATE, "shard" => shard(), "state" => state.as_str()))),
             residency: metrics::gauge!(SHARD_RESIDENCY, "shard" => shard(), "residency" => residency.as_str()),
-            protection: metrics::gauge!(SHARD_PROTECTION, "shard" => shard(), "protection" => protection.as_str()),
+            protections: Protection::ALL.map(|known| {
+                (known, metrics::gauge!(SHARD_PROTECTION, "shard" => shard(), "protection" => known.as_str()))
+            }),
         }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are f64; 2^53 bytes are 8 PiB")]
-    pub(crate) fn show(&self, state: ShardState, bytes: u64, oldest: Duration, recheck_keys: u32) {
+    pub(crate) fn show(
+        &self,
+        state: ShardState,
+        protection: Protection,
+        bytes: u64,
+        oldest: Duration,
+        recheck_keys: u32,
+    ) {
         self.oldest.set(oldest.as_secs_f64());
         self.bytes.set(bytes as f64);
         self.recheck_keys.set(f64::from(recheck_keys));
         for (known, gauge) in &self.states {
             gauge.set(if *known == state { 1.0 } else { 0.0 });
         }
+        for (known, gauge) in &self.protections {
+            gauge.set(if *known == protection { 1.0 } else { 0.0 });
+        }
         self.residency.set(1.0);
-        self.protection.set(1.0);
     }
 
     /// The shard is gone: nothing of it may look as if it were there. An exporter that forgets idle gauges forgets these.
     pub(crate) fn end(&self) {
-        for gauge in [&self.oldest, &self.bytes, &self.recheck_keys, &self.residency, &self.protection] {
-            gauge.set(0.0);
-        }
-        for (_, gauge) in &self.states {
+        let states = self.states.iter().map(|(_, gauge)| gauge);
+        let protections = self.protections.iter().map(|(_, gauge)| gauge);
+        let single = [&self.oldest, &self.bytes, &self.recheck_keys, &self.residency];
+        for gauge in single.into_iter().chain(states).chain(protections) {
             gauge.set(0.0);
         }
     }

@@ -110,6 +110,8 @@ pub enum Violation {
     },
     /// Nothing was shown to stop writes.
     NotReadOnly,
+    /// Whoever is handed the memory could write to it.
+    HandedOutWritable,
     /// The bytes are not those that were expected.
     NotExpected,
     /// The bytes are not those that the manifest approves.
@@ -126,7 +128,7 @@ impl Violation {
             Self::NotVram { .. } => "vram-only",
             Self::NotLocked { .. } => "locked-memory",
             Self::NotResident { .. } => "residency",
-            Self::NotReadOnly => "read-only-protection",
+            Self::NotReadOnly | Self::HandedOutWritable => "read-only-protection",
             Self::NotExpected => "expected-digest",
             Self::NotApproved => "approved-digest",
             Self::SourceChanged => "unchanged-source",
@@ -156,6 +158,10 @@ impl fmt::Display for Violation {
             Self::NotReadOnly => f.write_str(
                 "the policy asks for read-only memory and this kernel or GPU driver does not give it; use a kernel with \
                  sealable memory files (Linux 5.1 or newer), a newer GPU driver, or relax the policy",
+            ),
+            Self::HandedOutWritable => f.write_str(
+                "the policy asks for read-only memory, and who is handed a GPU's memory can write to it; keep the shard in \
+                 main memory or relax the policy",
             ),
             Self::NotExpected => f.write_str("the bytes are not those that were expected; get the file again"),
             Self::NotApproved => {

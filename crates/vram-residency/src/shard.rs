@@ -1,5 +1,6 @@
 //! Sealed shards: cheap clones of one resident region and its seal.
 
+mod lending;
 mod state;
 
 use std::fmt;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::damage::{Fault, Known};
-use crate::device::{DeviceInfo, Export, Protection, Region, Residency};
+use crate::device::{DeviceInfo, Region, Residency};
 use crate::digest::{BlockValue, Digest};
 use crate::error::Error;
 use crate::fingerprint::Spares;
@@ -18,6 +19,7 @@ use crate::model::{Tensor, TensorTable};
 use crate::seal::{Signature, Statement};
 use crate::shard_id::ShardId;
 
+pub(crate) use self::lending::Writable;
 pub use self::state::ShardState;
 
 /// A shard that is resident, immutable and signed for.
@@ -42,6 +44,9 @@ pub(crate) trait Home: Send + Sync {
 
     /// Nanoseconds on the monotonic clock.
     fn now_ns(&self) -> u64;
+
+    /// Nanoseconds since 1970-01-01 UTC by the wall clock.
+    fn wall_ns(&self) -> u64;
 
     /// Whether nothing on the device is trusted any more.
     fn is_quarantined(&self) -> bool;
@@ -75,6 +80,8 @@ pub(crate) struct Shard {
     pub(crate) sha256: Option<[u8; 32]>,
     /// Blocks that were damaged on purpose and were not well since.
     drilled: Mutex<Vec<u64>>,
+    /// Whether others can write to the memory.
+    pub(crate) writable: Writable,
     /// Fingerprints to compare with.
     pub(crate) spares: Spares,
 }
@@ -108,6 +115,7 @@ impl Shard {
             last_fault: Mutex::new(None),
             sha256: None,
             drilled: Mutex::new(Vec::new()),
+            writable: Writable::default(),
             spares: Spares::default(),
         }
     }
@@ -306,12 +314,6 @@ impl SealedShard {
         self.inner.statement.residency
     }
 
-    /// What stopped a write when they were sealed.
-    #[must_use]
-    pub fn protection(&self) -> Protection {
-        self.inner.statement.protection
-    }
-
     /// Its tensors: names, types, shapes, places. Empty for raw bytes.
     #[must_use]
     pub fn table(&self) -> &TensorTable {
@@ -428,18 +430,6 @@ impl SealedShard {
             }
         })?;
         seen.ok_or_else(|| Error::Quarantined { shard_id: Box::new(*self.shard_id()) })
-    }
-
-    /// What another process needs to map the shard's bytes, in place and for reading only. Whoever is given it can read
-    /// them for as long as he likes, also after a later check failed or the shard was dropped: tell him of that.
-    ///
-    /// # Errors
-    /// [`Error::Quarantined`] after a failed check, [`Error::Device`] where the memory cannot be handed out.
-    pub fn export(&self) -> Result<Export, Error> {
-        if !self.inner.lends() {
-            return Err(Error::Quarantined { shard_id: Box::new(*self.shard_id()) });
-        }
-        Ok(self.inner.region()?.export()?)
     }
 }
 

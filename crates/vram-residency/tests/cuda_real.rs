@@ -6,14 +6,31 @@
 #[path = "kernels/nh.rs"]
 mod nh;
 
+use std::process::Command;
+use std::time::Duration;
+
 use vram_residency::device::conformance::{self, Pattern};
-use vram_residency::device::{CudaDevice, CudaOptions, Device, HashVariant};
+use vram_residency::device::{CudaDevice, CudaOptions, Device, HashVariant, WriteTest};
 use vram_residency::digest::{BLOCK_BYTES, BlockValue, block_count};
 use vram_residency::fingerprint::{FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 
-fn open(variant: HashVariant) -> Option<CudaDevice> {
+#[test]
+#[ignore = "a child process that another test of this file starts: it makes the GPU stop it"]
+fn child_that_writes() {
+    // The test runner may have begun a line.
+    println!("\n{}", WriteTest::here(None, 0).to_line());
+}
+
+fn write_test() -> WriteTest {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "child_that_writes", "--ignored", "--nocapture"]);
+    WriteTest::in_child(&mut child, Duration::from_secs(60))
+}
+
+fn open(variant: HashVariant, write_test: WriteTest) -> Option<CudaDevice> {
     let mut options = CudaOptions::default();
     options.variant = Some(variant);
+    options.write_test = write_test;
     match CudaDevice::open(&options) {
         Ok(device) => Some(device),
         Err(error) if std::env::var_os("VRAM_REQUIRE_GPU").is_some_and(|value| value == "1") => {
@@ -28,7 +45,8 @@ fn open(variant: HashVariant) -> Option<CudaDevice> {
 
 #[test]
 fn a_real_gpu_passes_the_suite_of_every_device() {
-    for device in HashVariant::ALL.into_iter().filter_map(open) {
+    let write_test = write_test();
+    for device in HashVariant::ALL.into_iter().filter_map(|variant| open(variant, write_test.clone())) {
         let summary = conformance::check(&device).unwrap();
         println!("{} regions on {:?}", summary.regions, device.facts());
     }
@@ -37,7 +55,7 @@ fn a_real_gpu_passes_the_suite_of_every_device() {
 /// Also of more than 128 MiB, whose tiles are one block of BLAKE3, and of more than the 4 GiB that are in the buffer at one time.
 #[test]
 fn fingerprints_of_a_real_gpu_are_those_of_the_definition() {
-    let Some(device) = open(HashVariant::Plain) else { return };
+    let Some(device) = open(HashVariant::Plain, WriteTest::default()) else { return };
     let mut keys = [0; KEYS_BYTES];
     let key = FingerprintKey::from_secret([0x5c; 32]);
     key.expand(&mut keys);

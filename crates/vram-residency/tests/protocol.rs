@@ -4,10 +4,15 @@
 //! version of the protocol first.
 #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use vram_residency::handout::{Answer, ErrorCode, Incoming, MAX_ANSWER, MAX_REQUEST, Request, encode, hex, unhex};
+use vram_residency::client::{self, ClientError};
+use vram_residency::handout::{
+    Answer, ErrorCode, Incoming, MAX_ANSWER, MAX_REQUEST, Request, VERSION, encode, hex, unhex,
+};
 
 fn digest() -> String {
     format!("blake3:{}", "ab".repeat(32))
@@ -21,6 +26,9 @@ fn requests() -> Vec<Value> {
         json!({"type": "attach", "digest": digest()}),
         json!({"type": "watch"}),
         json!({"type": "release", "lease": 7}),
+        json!({"type": "hello", "version": 2}),
+        json!({"type": "attach-cuda", "shard": "llama-safetensors"}),
+        json!({"type": "attach-cuda", "digest": digest()}),
     ]
 }
 
@@ -28,6 +36,8 @@ fn answers() -> Vec<Value> {
     let shard = json!({"shard_id": "llama-safetensors", "model_ref": "/srv/models/llama.safetensors", "shard_index": 0,
         "shard_count": 1, "bytes": 4096, "digest": digest(), "residency": "host-locked", "protection": "read-only",
         "state": "VERIFIED", "oldest_age_ns": 1_500_000_000_u64, "lapses": 2});
+    let mut on_gpu = shard.clone();
+    (on_gpu["residency"], on_gpu["protection"]) = ("vram".into(), "advisory".into());
     vec![
         json!({"type": "hello", "version": 1, "software": "0.1.0", "worker_id": "worker-1", "period_ns": 60_000_000_000_u64}),
         json!({"type": "shards", "shards": [shard]}),
@@ -40,6 +50,9 @@ fn answers() -> Vec<Value> {
         json!({"type": "ended", "lease": 7, "reason": "an operator gave the shard up"}),
         json!({"type": "error", "code": "not-verified", "message": "'llama-safetensors' is not handed out: ..."}),
         json!({"type": "bye", "reason": "the daemon stops"}),
+        json!({"type": "hello", "version": 2, "software": "0.1.0", "worker_id": "worker-1", "period_ns": 60_000_000_000_u64}),
+        json!({"type": "attached-cuda", "lease": 7, "device": "5b1f0f0e-5a0c-4a56-9f0e-0c1d2e3f4a5b",
+            "allocation_bytes": 2 << 20, "offset": 168, "shard": on_gpu, "seal": "16000000"}),
     ]
 }
 
@@ -69,7 +82,7 @@ fn messages_are_as_published() {
         vectors.push(json!({"from": "daemon", "message": message, "frame": hex(&frame)}));
     }
     let codes: Vec<&str> = ErrorCode::ALL.into_iter().map(ErrorCode::as_str).collect();
-    let published = json!({"version": 1, "max_request": MAX_REQUEST, "max_answer": MAX_ANSWER, "codes": codes,
+    let published = json!({"version": VERSION, "max_request": MAX_REQUEST, "max_answer": MAX_ANSWER, "codes": codes,
         "frames": vectors, "refused": REFUSED.map(|(why, frame)| json!({"why": why, "frame": frame}))});
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/vectors/protocol.json");
     let text = serde_json::to_string_pretty(&published).unwrap() + "\n";
@@ -119,4 +132,33 @@ fn a_client_understands_a_daemon_that_knows_more() {
     let later = json!({"type": "error", "code": "of-another-version", "message": "m"});
     let Answer::Error { code, .. } = serde_json::from_value(later).unwrap() else { unreachable!() };
     assert_eq!(code, ErrorCode::Other);
+}
+
+/// One that speaks the first version only, and says so as it always did.
+#[test]
+fn a_client_speaks_with_a_daemon_of_the_first_version_and_is_told_what_that_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let hello = json!({"type": "hello", "version": 1, "software": "0", "worker_id": "w", "period_ns": 1});
+        let refused = json!({"type": "error", "code": "version", "message": "version 2 is not spoken here; 1 is"});
+        for (version, answer) in [(2, refused), (1, hello)] {
+            let mut stream = listener.accept().unwrap().0;
+            let mut frame = vec![0; 4];
+            stream.read_exact(&mut frame).unwrap();
+            frame.resize(u32::from_le_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize, 0);
+            stream.read_exact(&mut frame).unwrap();
+            assert_eq!(Request::parse(&frame).unwrap(), Request::Hello { version });
+            stream.write_all(&encode(&answer).unwrap()).unwrap();
+            if version == 1 {
+                let _ = stream.read(&mut frame);
+            }
+        }
+    });
+    let client = client::connect_to(&socket).unwrap();
+    let refused = client.attach_cuda("shard").unwrap_err();
+    assert!(matches!(refused, ClientError::OldDaemon) && refused.to_string().contains("update"), "{refused}");
+    drop(client);
+    daemon.join().unwrap();
 }

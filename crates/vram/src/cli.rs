@@ -17,7 +17,7 @@ use vram_residency::model::Format;
 
 use crate::approve::Source;
 
-pub(crate) use attach::AttachOptions;
+pub(crate) use attach::{AttachOptions, GpuHandout};
 pub(crate) use attest::Attest;
 pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,
@@ -85,6 +85,12 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Measure this machine: seal against its floor, verify, durable records.
     Bench(Bench),
+    /// What a store into sealed memory of a GPU comes to: run by this program for itself.
+    #[command(name = crate::write_test::COMMAND, hide = true)]
+    WriteTest {
+        /// The GPU's number.
+        ordinal: u32,
+    },
 }
 
 /// `vram demo`
@@ -138,6 +144,9 @@ pub(crate) struct Seal {
     /// Refuse everything but a GPU's own memory.
     #[arg(long)]
     pub(crate) require_vram: bool,
+    /// Do not try whether the GPU refuses a store into sealed memory, which the driver logs; protection is then advisory.
+    #[arg(long)]
+    pub(crate) no_write_test: bool,
     #[command(flatten)]
     pub(crate) host: Host,
 }
@@ -156,6 +165,9 @@ pub(crate) struct Host {
 /// `vram doctor`
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Do not try whether GPUs refuse a store into sealed memory, which the driver logs.
+    #[arg(long)]
+    pub(crate) no_write_test: bool,
     #[command(flatten)]
     pub(crate) host: Host,
 }

@@ -6,28 +6,42 @@ use vram_residency::device::{self, CudaDevice, CudaError, CudaOptions, Device, H
 
 use crate::cli::{DeviceChoice, Host};
 use crate::exit::Failure;
-use crate::output::size;
+use crate::output::{Out, size};
 use crate::session;
+use crate::write_test::Pending;
 
 /// What was chosen, and that it is there.
 #[derive(Debug)]
 pub(crate) struct Chosen {
-    /// Numbers of GPUs; none for main memory.
-    gpus: Vec<u32>,
+    /// Numbers of GPUs, and what is being found out about each; none for main memory.
+    gpus: Vec<(u32, Pending)>,
     /// What is said about it, in one line, where the choice was the program's.
     pub(crate) note: Option<String>,
 }
 
-/// Finds the devices that were asked for. Somebody who asked for a GPU is not given anything else.
+/// Refuses several devices where there can be only one, before any of them is looked at.
+pub(crate) fn only_one(choice: &DeviceChoice) -> Result<(), Failure> {
+    match choice {
+        DeviceChoice::Cuda(numbers) if numbers.len() > 1 => Err(several()),
+        _ => Ok(()),
+    }
+}
+
+fn several() -> Failure {
+    Failure::usage("vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket")
+}
+
+/// Finds the devices that were asked for, and begins their write test where that is wanted. Somebody who asked for a GPU is
+/// not given anything else.
 ///
 /// To be called before the program has threads, so that kernels are compiled for this run alone.
-pub(crate) fn choose(choice: &DeviceChoice) -> Result<Chosen, Failure> {
+pub(crate) fn choose(choice: &DeviceChoice, write_test: bool) -> Result<Chosen, Failure> {
     if *choice != DeviceChoice::Host {
         device::disable_kernel_cache();
     }
     match choice {
         DeviceChoice::Host => Ok(Chosen { gpus: Vec::new(), note: None }),
-        DeviceChoice::Auto => Ok(automatic()),
+        DeviceChoice::Auto => Ok(automatic(write_test)),
         DeviceChoice::Cuda(numbers) => {
             let shown: Vec<_> = numbers.iter().map(|number| format!("cuda:{number}")).collect();
             let refused = |why: &str| Failure::new("device", format!("{} cannot be used: {why}", shown.join(",")));
@@ -39,13 +53,14 @@ pub(crate) fn choose(choice: &DeviceChoice) -> Result<Chosen, Failure> {
                 );
                 return Err(refused(&why));
             }
-            Ok(Chosen { gpus: numbers.clone(), note: None })
+            let gpus = numbers.iter().map(|number| (*number, Pending::begin(*number, write_test))).collect();
+            Ok(Chosen { gpus, note: None })
         }
     }
 }
 
 /// The GPU with most free memory, else main memory.
-fn automatic() -> Chosen {
+fn automatic(write_test: bool) -> Chosen {
     let host = |why: String| Chosen { gpus: Vec::new(), note: Some(format!("device: host (main memory; {why})")) };
     let survey = match Survey::take(None) {
         Ok(survey) => survey,
@@ -56,7 +71,7 @@ fn automatic() -> Chosen {
     if let Some(gpu) = survey.roomiest() {
         let free = gpu.free_bytes.as_ref().copied().unwrap_or(0);
         let note = format!("device: cuda:{} ({}, {} free)", gpu.ordinal, gpu.name, size(free));
-        return Chosen { gpus: vec![gpu.ordinal], note: Some(note) };
+        return Chosen { gpus: vec![(gpu.ordinal, Pending::begin(gpu.ordinal, write_test))], note: Some(note) };
     }
     host(match survey.devices.first().map(|gpu| (&gpu.free_bytes, gpu.ordinal)) {
         Some((Err(error), _)) => error.to_string(),
@@ -66,28 +81,33 @@ fn automatic() -> Chosen {
 }
 
 impl Chosen {
-    /// Opens the devices, in the order in which they were named.
-    pub(crate) fn open(&self, host: &Host) -> Result<Vec<Arc<dyn Device>>, Failure> {
+    /// Opens the devices, in the order in which they were named. Says where protection is no more than advisory, and why.
+    pub(crate) fn open(&mut self, host: &Host, out: &Out) -> Result<Vec<Arc<dyn Device>>, Failure> {
         if self.gpus.is_empty() {
             return Ok(vec![Arc::new(session::host_device(host, HugePages::Ask)?)]);
         }
-        let open = |number: &u32| -> Result<Arc<dyn Device>, Failure> {
+        // All of them first: some GPUs take one process at a time.
+        let tested = std::mem::take(&mut self.gpus).into_iter().map(|(number, test)| (number, test.outcome()));
+        let tested: Vec<_> = tested.collect();
+        let open = |(number, write_test)| -> Result<Arc<dyn Device>, Failure> {
             let mut options = CudaOptions::default();
-            options.ordinal = *number;
+            options.ordinal = number;
+            options.write_test = write_test;
             options.capacity_bytes = host.capacity.map(|capacity| capacity.0);
             options.threads = host.threads.map(usize::from);
-            Ok(Arc::new(CudaDevice::open(&options)?))
+            let device = CudaDevice::open(&options)?;
+            if !options.write_test.is_refused() {
+                let (name, why) = (device.name(), &options.write_test);
+                out.warn(format_args!("warning: what is sealed on {name} is protected in an advisory way only: {why}"));
+            }
+            Ok(Arc::new(device))
         };
-        self.gpus.iter().map(open).collect()
+        tested.into_iter().map(open).collect()
     }
 
     /// Opens the only device.
-    pub(crate) fn open_one(&self, host: &Host) -> Result<Arc<dyn Device>, Failure> {
-        let [device] = <[_; 1]>::try_from(self.open(host)?).map_err(|_| {
-            Failure::usage(
-                "vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket",
-            )
-        })?;
+    pub(crate) fn open_one(&mut self, host: &Host, out: &Out) -> Result<Arc<dyn Device>, Failure> {
+        let [device] = <[_; 1]>::try_from(self.open(host, out)?).map_err(|_| several())?;
         Ok(device)
     }
 }

@@ -14,6 +14,7 @@ mod serve;
 mod session;
 mod small_file;
 mod state;
+mod write_test;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

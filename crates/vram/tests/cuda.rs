@@ -26,6 +26,8 @@ fn a_file_is_sealed_on_a_gpu_and_everything_is_given_back() {
     let opened = &events(&home.audit())[0];
     let library = cuda_emulator::library().canonicalize().unwrap();
     assert_eq!((text(&opened["library"]), &opened["kernel_cache"]), (library.display().to_string(), &json!(false)));
+    assert_eq!((&opened["write_test"], &shard["write_test"]), (&json!("refused"), &json!("refused")));
+    assert!(text(&opened["write_test_detail"]).contains("700"), "{opened}");
     assert_eq!((&opened["driver"], &opened["name"]), (&json!("12.2"), &json!("Emulated GPU 0")));
     assert_eq!(home.driver_report().complaint(), None);
     let verified = home.run(["audit", "verify"]);
@@ -132,6 +134,9 @@ fn the_daemon_keeps_checks_and_repairs_weights_on_a_gpu_and_hands_none_out() {
     assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
     let metrics = daemon.get("/metrics").body;
     assert!(metrics.contains("vram_device_capacity_bytes{device=\"cuda:0\"}"), "{metrics}");
+    let status = daemon.told(&["status"]);
+    assert_eq!(status["device"]["write_test"], "refused", "{status}");
+    assert_eq!(status["shards"][0]["protection"], "read-only");
     let mut raw = Raw::greeted(&daemon.attach());
     let refused = raw.ask(&json!({ "type": "attach", "shard": "big-bin" }));
     assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("device")), "{refused}");
@@ -200,7 +205,7 @@ fn the_doctor_says_what_gpus_there_are() {
     assert!(text(&named("cuda")[0]["detail"]).contains("CUDA 12.2"), "{report}");
     let [first, second] = named("gpu").try_into().unwrap();
     assert_eq!((&first["state"], &second["state"]), (&json!("ok"), &json!("note")), "{report}");
-    assert!(text(&first["detail"]).contains("read-only"), "{first}");
+    assert!(text(&first["detail"]).contains("read-only: a store into sealed memory was refused"), "{first}");
     assert_eq!(home.driver_report().complaint(), None);
 
     let plan = Plan { init_code: 803, ..Plan::default() };
@@ -208,4 +213,57 @@ fn the_doctor_says_what_gpus_there_are() {
     let check = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "cuda").unwrap().clone();
     assert_eq!(check["state"], "note");
     assert!(text(&check["detail"]).contains("803"), "{check}");
+}
+
+/// Its readings say that memory is read-only, and a store into it goes through: that is found out, and said everywhere.
+#[test]
+fn a_driver_that_lies_about_writes_is_found_out_before_anything_is_sealed() {
+    let home = Home::with_gpus(&Plan::default().fault(Fault::SetAccessLies { readings_too: true }));
+    let ran = home.run(["seal", &model(&home), "--json", "--device", "cuda:0"]);
+    let (report, opened) = (ran.object(), &events(&home.audit())[0]);
+    assert_eq!(report["shards"][0]["protection"], "advisory", "{ran:?}");
+    assert_eq!(
+        (&report["shards"][0]["write_test"], &opened["write_test"]),
+        (&json!("went-through"), &json!("went-through"))
+    );
+    assert!(ran.stderr.starts_with("vram: warning: ") && ran.stderr.contains("went through"), "{ran:?}");
+    let refused = home.run(["seal", &model(&home), "--json", "--device", "cuda:0", "--require-read-only"]);
+    refused.failed(1, "policy", &["read-only"]);
+
+    let report = home.json(["doctor"]);
+    let gpu = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "gpu").unwrap().clone();
+    assert_eq!(gpu["state"], "note", "{gpu}");
+    assert!(text(&gpu["detail"]).contains("went through") && text(&gpu["remedy"]).contains("advisory"), "{gpu}");
+
+    let mut daemon = Daemon::start(&home, &["--device", "cuda:0"]);
+    let status = daemon.told(&["status"]);
+    assert_eq!(
+        (&status["device"]["write_test"], &status["shards"][0]["protection"]),
+        (&json!("went-through"), &json!("advisory"))
+    );
+    daemon.stop();
+}
+
+#[test]
+fn without_the_write_test_nothing_is_stored_and_the_reason_is_said() {
+    let home = Home::with_gpus(&Plan::default());
+    let report = home.json(["seal", &model(&home), "--device", "cuda:0", "--no-write-test"]);
+    let shard = &report["shards"][0];
+    assert_eq!((&shard["protection"], &shard["write_test"]), (&json!("advisory"), &json!("not-run")));
+    assert!(text(&shard["write_test_detail"]).contains("--no-write-test"), "{shard}");
+    let report = home.json(["doctor", "--no-write-test"]);
+    let gpu = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "gpu").unwrap().clone();
+    assert!(text(&gpu["detail"]).contains("--no-write-test"), "{gpu}");
+
+    // On a GPU that is shared by way of MPS it would end others' work.
+    let folder = home.path("mps");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("control"), "").unwrap();
+    let report = home.json(["seal", &model(&home), "--device", "cuda:0"]);
+    assert!(text(&report["shards"][0]["write_test_detail"]).contains("MPS"), "{report}");
+
+    let config = home.file("vram.toml", b"no_write_test = true\n");
+    let mut daemon = Daemon::start(&home, &["--device", "cuda:0", "--config", config.to_str().unwrap()]);
+    assert!(text(&daemon.told(&["status"])["device"]["write_test_detail"]).contains("--no-write-test"));
+    daemon.stop();
 }

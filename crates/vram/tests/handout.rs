@@ -342,7 +342,7 @@ fn digests_that_are_on_no_list_and_versions_that_nobody_speaks_are_refused() {
     let ids: Vec<_> = client.list().unwrap().into_iter().map(|shard| shard.shard_id).collect();
     assert_eq!(ids, ["small-bin"], "what nobody may have is not shown");
     let mut raw = Raw::connect(&daemon.attach());
-    let answer = raw.ask(&json!({ "type": "hello", "version": 2 }));
+    let answer = raw.ask(&json!({ "type": "hello", "version": 3 }));
     assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!("version")));
     assert!(raw.is_hung_up(WAIT));
     // Nothing is handed out where that is not wanted.

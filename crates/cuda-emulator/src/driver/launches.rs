@@ -32,7 +32,8 @@ impl State {
         }
         *self.report.launches.entry(name.clone()).or_default() += 1;
         if let Some(code) = self.faults.launch_fails() {
-            return Err(code);
+            // 0 is no error: the work is not done, and nobody is told.
+            return if code == 0 { Ok(self.plan.operation_us) } else { Err(code) };
         }
         let mut view = self.view(device);
         let ran = ptx::run(&launch.kernel, launch.shape, &launch.params, &mut view, self.plan.instruction_limit);
@@ -68,10 +69,15 @@ impl State {
             let slow = slow
                 .iter()
                 .filter(|part| part.memory == piece.made_by)
-                .map(|part| (part.from, part.to, part.factor))
+                .map(|part| {
+                    let inside = |at: u64| at.saturating_sub(mapping.offset);
+                    (inside(part.from), inside(part.to), part.factor)
+                })
                 .collect();
             let access = mapping.access.get(device).copied().unwrap_or(0);
-            Range { start, bytes: mapping.bytes, host: piece.pages.host, access, slow }
+            // SAFETY: the offset is inside the piece, whose pages are mapped as long as it lives.
+            let host = unsafe { piece.pages.host.add(mapping.offset as usize) };
+            Range { start, bytes: mapping.bytes, host, access, slow }
         });
         View::new(ranges.collect())
     }

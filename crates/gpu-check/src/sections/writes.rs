@@ -5,13 +5,12 @@
 //! bytes with it; and on memory that this process exported, maps writable, and looks at afterwards.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::{Value, json};
-use vram_residency::device::cuda_measure::{Attempt, Gpu, Kernels, Memory, MemoryKind, Tried};
+use vram_residency::device::cuda_measure::{Attempt, Gpu, Kernels, Memory, MemoryKind, Tried, answer_of};
 
 use super::Bench;
 use crate::Cli;
@@ -32,7 +31,7 @@ const LOOK: &str = "look";
 const COLUMNS: [&str; 8] =
     ["attempt", "memory", "access flag before", "call", "wait", "afterwards", "context dead", "bytes changed"];
 
-/// For one attempt. What it says fits into a pipe, so nobody has to read meanwhile.
+/// For one attempt.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// What the memory holds before. Attempts write ones.
@@ -119,30 +118,17 @@ fn handed_over(bench: &Bench<'_>, name: &str) -> Result<Value> {
 /// Runs an attempt in a process of its own.
 fn child_of(cli: &Cli, name: &str, handed: Option<(&OwnedFd, u64)>) -> Result<Value> {
     let mut command = again(cli)?;
-    command.args(["--attempt", name]).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command.args(["--attempt", name]);
     if let Some((descriptor, bytes)) = handed {
         // The child has the same number.
         fcntl_setfd(descriptor, FdFlags::empty())?;
         command.args(["--handed", &descriptor.as_raw_fd().to_string(), &bytes.to_string()]);
     }
-    let mut process = command.spawn().context("the attempt's process cannot be started")?;
-    let until = Instant::now() + LIMIT;
-    while process.try_wait()?.is_none() {
-        if Instant::now() >= until {
-            process.kill()?;
-            return Ok(json!({"error": format!("no answer within {} s; its process was ended", LIMIT.as_secs())}));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let output = process.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Some(found) = text.lines().find_map(|line| serde_json::from_str(line).ok()) else {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Ok(
-            json!({"error": format!("{}: {}", output.status, said.lines().last().unwrap_or("nothing was said"))}),
-        );
-    };
-    Ok(found)
+    let found = answer_of(&mut command, LIMIT).and_then(|said| {
+        let found = said.lines().find_map(|line| serde_json::from_str(line).ok());
+        found.ok_or_else(|| String::from("its process said nothing of what came of it"))
+    });
+    Ok(found.unwrap_or_else(|why| json!({"error": why})))
 }
 
 /// One attempt, in the process that was started for it.

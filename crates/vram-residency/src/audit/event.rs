@@ -48,7 +48,8 @@ pub enum AuditEvent<'a> {
         suspected_paged: Option<SuspectedPaged>,
     },
     /// It was not, or the seal itself is not ours. The suspect window begins at `suspect_from_ns`, the last time at which
-    /// the damaged block was found as sealed, and ends with this record.
+    /// the damaged block was found as sealed, and ends with this record. `writable_since_ns` is there where others can write
+    /// to the memory, because it was handed to them so.
     SealVerificationFailed {
         shard_id: &'a ShardId,
         reason: Text<'a>,
@@ -58,6 +59,8 @@ pub enum AuditEvent<'a> {
         first_block: Option<u64>,
         tensor: Option<&'a str>,
         suspect_from_ns: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        writable_since_ns: Option<u64>,
         action: &'static str,
     },
     /// A shard's memory was given back.
@@ -74,6 +77,8 @@ pub enum AuditEvent<'a> {
         differing_bits: u64,
         damage: DamageKind,
         suspect_from_ns: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        writable_since_ns: Option<u64>,
     },
     /// It was overwritten, read back and found as sealed.
     BlockRepaired { shard_id: &'a ShardId, block: u64 },
@@ -89,6 +94,8 @@ pub enum AuditEvent<'a> {
         differing_bits: Option<u64>,
         damage: DamageKind,
         suspect_from_ns: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        writable_since_ns: Option<u64>,
     },
     /// A block was read wrongly once, and as sealed when it was read again, twice and by two ways.
     MismatchNotConfirmed { shard_id: &'a ShardId, block: u64 },
@@ -143,8 +150,17 @@ pub enum AuditEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         shard_id: Option<&'a ShardId>,
     },
-    /// Another process was handed a shard's memory, for reading.
-    ShardAttached { shard_id: &'a ShardId, digest: Digest, client: u64, lease: u64 },
+    /// Another process was handed a shard's memory: for reading only, unless `writable` is there.
+    ShardAttached {
+        shard_id: &'a ShardId,
+        digest: Digest,
+        client: u64,
+        lease: u64,
+        #[serde(skip_serializing_if = "is_false")]
+        writable: bool,
+    },
+    /// What stops a write to a shard is less than it was, from now on and for as long as its memory is resident.
+    ProtectionLowered { shard_id: &'a ShardId, digest: Digest, from: Protection, to: Protection, reason: &'static str },
     /// Its lease is over.
     ShardDetached { shard_id: &'a ShardId, digest: Digest, client: u64, lease: u64, held_ns: u64, reason: &'static str },
     /// Another process asked for a shard's memory and was refused, or was not even heard.
@@ -163,6 +179,10 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 impl AuditEvent<'_> {
     /// Critical events are on disk before the call that emits them returns.
     #[must_use]
@@ -178,6 +198,7 @@ impl AuditEvent<'_> {
             | Self::DeviceQuarantined { .. }
             | Self::ShardUnsealed { .. }
             | Self::ShardResealed { .. }
+            | Self::ProtectionLowered { .. }
             | Self::ScrubStopped { .. }
             | Self::RecordsLost { .. }
             | Self::OperatorCommand { .. }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::{ClientError, Daemon};
-use crate::handout::{Answer, FrameError, Incoming, MAX_ANSWER, Request, VERSION, encode};
+use crate::handout::{Answer, ErrorCode, FrameError, Incoming, MAX_ANSWER, OLDEST_VERSION, Request, VERSION, encode};
 use crate::shard::ShardState;
 
 /// How long an answer may take.
@@ -54,6 +54,8 @@ pub(super) struct Connection {
     turn: Mutex<()>,
     reader: Option<JoinHandle<()>>,
     daemon: Daemon,
+    /// The version of the protocol that is spoken.
+    version: u32,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,15 @@ struct State {
 }
 
 impl Connection {
+    /// Connects, and speaks the newest version of the protocol that the daemon speaks too.
     pub(super) fn open(path: &Path) -> Result<Self, ClientError> {
+        match Self::open_with(path, VERSION) {
+            Err(ClientError::Refused { code: ErrorCode::Version, .. }) => Self::open_with(path, OLDEST_VERSION),
+            opened => opened,
+        }
+    }
+
+    fn open_with(path: &Path, version: u32) -> Result<Self, ClientError> {
         let cannot = |source| ClientError::Connect { socket: path.to_owned(), source };
         let socket = Arc::new(UnixStream::connect(path).map_err(cannot)?);
         socket.set_write_timeout(Some(PATIENCE)).map_err(cannot)?;
@@ -84,19 +94,23 @@ impl Connection {
             move || shared.end(&read_all(&socket, &shared))
         });
         let daemon = Daemon { software: String::new(), worker_id: String::new(), period: Duration::ZERO };
-        let mut connection = Self { socket, shared, turn: Mutex::new(()), reader: None, daemon };
+        let mut connection = Self { socket, shared, turn: Mutex::new(()), reader: None, daemon, version };
         connection.reader = Some(reader.map_err(cannot)?);
-        let answer = connection.ask(&Request::Hello { version: VERSION }).map_err(|error| {
+        let answer = connection.ask(&Request::Hello { version }).map_err(|error| {
             let is_http = connection.shared.lock().over.as_deref() == Some(HTTP);
             if is_http { ClientError::ControlSocket { socket: path.to_owned() } } else { error }
         })?;
         match answer.answer {
-            Answer::Hello { version: VERSION, software, worker_id, period_ns } => {
+            Answer::Hello { version: spoken, software, worker_id, period_ns } if spoken == version => {
                 connection.daemon = Daemon { software, worker_id, period: Duration::from_nanos(period_ns) };
                 Ok(connection)
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        self.version
     }
 
     pub(super) fn daemon(&self) -> &Daemon {
@@ -231,11 +245,15 @@ impl Shared {
             }
             Answer::Bye { reason } => return Err(reason),
             answer if state.replies.len() < UNREAD => {
-                if let Answer::Attached(attached) = &answer {
-                    let oldest_age = Duration::from_nanos(attached.shard.oldest_age_ns);
-                    let (state_now, lapses) = (attached.shard.state, attached.shard.lapses);
-                    let heard = Heard { state: state_now, oldest_age, lapses, ended: None };
-                    state.leases.insert(attached.lease, heard);
+                let attached = match &answer {
+                    Answer::Attached(attached) => Some((attached.lease, &attached.shard)),
+                    Answer::AttachedCuda(attached) => Some((attached.lease, &attached.shard)),
+                    _ => None,
+                };
+                if let Some((lease, shard)) = attached {
+                    let oldest_age = Duration::from_nanos(shard.oldest_age_ns);
+                    let heard = Heard { state: shard.state, oldest_age, lapses: shard.lapses, ended: None };
+                    state.leases.insert(lease, heard);
                 }
                 state.replies.push_back(Reply { answer, file });
             }

@@ -18,23 +18,30 @@
 //! none of them can write to it. It stays valid for as long as the [`Attached`] lives, also when the daemon dies: then
 //! [`Watch`] says that nobody checks it any more. A repair by the daemon is seen in place.
 //!
+//! A shard in a GPU's memory is had by [`Client::attach_cuda`], as an address on that GPU, where the daemon's operator allows
+//! it: there the daemon cannot keep others whom it was handed to from writing, and finds what they change.
+//!
 //! The protocol is in `docs/protocol.md`, the engine developer's five minutes in `docs/attach.md`. One thread for each
 //! connection reads what the daemon says; there is no runtime.
 
 mod attached;
 mod connection;
+mod cuda;
+mod handed;
 mod watch;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::device::{CudaError, DeviceError};
 use crate::digest::Digest;
 use crate::handout::{Answer, ErrorCode, Request, ShardInfo, socket_beside};
 use crate::seal::RecordError;
 use connection::Connection;
 
 pub use attached::{Attached, TensorView};
+pub use cuda::{AttachedCuda, CudaTensorView};
 pub use watch::{Standing, Watch};
 
 /// A connection to a daemon. What it attaches keeps the connection open.
@@ -97,6 +104,12 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// The GPU's driver cannot map or read what was handed out.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The daemon knows nothing of memory of GPUs.
+    #[error("this daemon hands out no GPU's memory, as it speaks version 1 of the protocol; update vram")]
+    OldDaemon,
     /// The seal that came along is none.
     #[error("what the daemon says of the shard is no seal: {0}")]
     Seal(#[from] RecordError),
@@ -108,6 +121,12 @@ pub enum ClientError {
         /// What is there.
         actual: Digest,
     },
+}
+
+impl From<CudaError> for ClientError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error.into())
+    }
 }
 
 /// Connects to the daemon of this user or of this machine: at `$VRAM_ATTACH_SOCKET`, else where `vram serve` listens
@@ -155,7 +174,7 @@ impl Client {
         }
     }
 
-    /// Maps a shard: by its id, by the name of a model that has one shard only, by the name of its file where only one
+    /// Maps a shard in main memory: by its id, by the name of a model that has one shard only, by the name of its file where only one
     /// shard has it, or by `blake3:` and its digest.
     ///
     /// # Errors
@@ -165,6 +184,19 @@ impl Client {
         let digest = which.parse::<Digest>().ok();
         let shard = digest.is_none().then(|| which.to_owned());
         Attached::new(&self.connection, &Request::Attach { shard, digest })
+    }
+
+    /// Maps a shard in a GPU's memory for reading only, in the primary context of that GPU; named as for [`Client::attach`].
+    /// The daemon hands out such a shard only where its operator trusts its clients: see `docs/cuda.md`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, [`ClientError::Device`] where this process has no driver, is not shown
+    /// that GPU or cannot map for reading only, [`ClientError::OldDaemon`], [`ClientError::Seal`], [`ClientError::Lost`] and
+    /// [`ClientError::Protocol`].
+    pub fn attach_cuda(&self, which: &str) -> Result<AttachedCuda, ClientError> {
+        let digest = which.parse::<Digest>().ok();
+        let shard = digest.is_none().then(|| which.to_owned());
+        AttachedCuda::new(&self.connection, &Request::AttachCuda { shard, digest })
     }
 
     /// Who the daemon says it is, and within which time it checks every block.

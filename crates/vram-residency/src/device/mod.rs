@@ -21,6 +21,7 @@ use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 use crate::fingerprint::{Fingerprint, FingerprintKey};
 
+mod child;
 pub mod conformance;
 mod crew;
 mod cuda;
@@ -31,9 +32,10 @@ pub mod measure;
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
 pub use cuda::{
-    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version,
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
     disable_kernel_cache,
 };
+pub(crate) use cuda::{ImportedRegion, Offered};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 
 /// Which kind of memory a device is.
@@ -144,6 +146,14 @@ pub enum Protection {
 }
 
 impl Protection {
+    /// Every class.
+    pub(crate) const ALL: [Self; 2] = [Self::ReadOnly, Self::Advisory];
+
+    /// Whether it stops as much as another.
+    pub(crate) const fn is_at_least(self, other: Self) -> bool {
+        matches!((self, other), (Self::ReadOnly, _) | (_, Self::Advisory))
+    }
+
     /// The name as seals, records and reports spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -428,15 +438,15 @@ pub trait Region: Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
     fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// What another process needs to map the same memory for reading. The memory lives until the last one who has it
+    /// What another process needs to map the same memory; [`Export::is_writable`] says what it could do with it. The memory lives until the last one who has it
     /// mapped or holds its export is gone, also when the region is dropped before.
     ///
     /// # Errors
-    /// [`DeviceError::System`] where the region is not protected, or the system refuses.
+    /// [`DeviceError::System`] where this memory cannot be exported, or the system refuses.
     fn export(&self) -> Result<Export, DeviceError>;
 }
 
-/// What another process needs to map a region, without the right to write to it.
+/// What another process needs to map a region.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Export {
@@ -459,6 +469,14 @@ pub enum Export {
         /// The device that it is on.
         device: DeviceUuid,
     },
+}
+
+impl Export {
+    /// Whether who has the descriptor can write to the region's memory.
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        matches!(self, Self::CudaAllocation { .. })
+    }
 }
 
 /// Checks that a region has blocks.

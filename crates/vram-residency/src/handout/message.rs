@@ -20,12 +20,21 @@ pub enum Request {
     },
     /// What is there.
     List {},
-    /// Hand out a shard: exactly one of the two says which.
+    /// Hand out a shard in main memory: exactly one of the two says which.
     Attach {
         /// Its id, or the name of a model that has one shard only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         shard: Option<String>,
         /// Its digest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<Digest>,
+    },
+    /// Hand out a shard in a GPU's memory, by a descriptor that allows writing. Of version 2.
+    AttachCuda {
+        /// As for [`Request::Attach`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shard: Option<String>,
+        /// As for [`Request::Attach`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         digest: Option<Digest>,
     },
@@ -87,7 +96,9 @@ pub enum Answer {
     },
     /// To `attach`; the descriptor travels with its first byte, and [`Answer::Tensors`] follows.
     Attached(Box<Attached>),
-    /// Follows [`Answer::Attached`].
+    /// To `attach-cuda`, in the same way.
+    AttachedCuda(Box<AttachedCuda>),
+    /// Follows [`Answer::Attached`] and [`Answer::AttachedCuda`].
     Tensors {
         /// In the order of their bytes; none for a raw file.
         tensors: Vec<TensorInfo>,
@@ -150,7 +161,7 @@ pub struct ShardInfo {
     pub digest: Digest,
     /// `host-locked`, `host-pageable` or `vram`.
     pub residency: String,
-    /// `read-only` or `advisory`.
+    /// What stops a write now: `read-only` or `advisory`.
     pub protection: String,
     /// Where it stands.
     #[serde(with = "shown_state")]
@@ -188,6 +199,24 @@ pub struct Attached {
     /// The number of the lease, unique while the daemon runs.
     pub lease: u64,
     /// Where the shard's first byte is in the descriptor's file: map from 0, and look from here.
+    pub offset: u64,
+    /// The shard.
+    pub shard: ShardInfo,
+    /// The seal record of `docs/format.md`, section 3, in hex.
+    pub seal: String,
+}
+
+/// A shard in a GPU's memory that is handed out: an allocation of `cuMemCreate`, to be imported and mapped as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "daemons make it")]
+pub struct AttachedCuda {
+    /// The number of the lease, unique while the daemon runs.
+    pub lease: u64,
+    /// UUID of the GPU, which may have another number in another process.
+    pub device: String,
+    /// Bytes of the allocation.
+    pub allocation_bytes: u64,
+    /// Where the shard's first byte is in it.
     pub offset: u64,
     /// The shard.
     pub shard: ShardInfo,

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! client                                   daemon
-//!   hello, version 1          ─────▶
+//!   hello, version 2          ─────▶
 //!                             ◀─────       hello, or error
 //!   attach, shard or digest   ─────▶
 //!                             ◀─────       attached + a read-only descriptor (SCM_RIGHTS), then tensors; or error
+//!   attach-cuda, the same     ─────▶
+//!                             ◀─────       attached-cuda + a GPU's descriptor, then tensors; or error
 //!   watch                     ─────▶
 //!                             ◀─────       watching, then a state for each lease, again and again
 //!   (the connection ends: so do its leases)
@@ -20,10 +22,14 @@ mod message;
 use std::path::{Path, PathBuf};
 
 pub use frame::{FrameError, Incoming, encode, encoded_length};
-pub use message::{Answer, Attached, ErrorCode, Request, RequestError, ShardInfo, TensorInfo, hex, shown_state, unhex};
+pub use message::{
+    Answer, Attached, AttachedCuda, ErrorCode, Request, RequestError, ShardInfo, TensorInfo, hex, shown_state, unhex,
+};
 
-/// The protocol's version, the only one so far.
-pub const VERSION: u32 = 1;
+/// The protocol's version. Version 2 has `attach-cuda`, and is otherwise version 1.
+pub const VERSION: u32 = 2;
+/// The oldest version that a daemon speaks.
+pub const OLDEST_VERSION: u32 = 1;
 /// Most bytes of a frame's body that a daemon reads.
 pub const MAX_REQUEST: usize = 4096;
 /// Most bytes of a frame's body that a client should be ready to read.

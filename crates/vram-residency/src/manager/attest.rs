@@ -84,7 +84,7 @@ impl VramManager {
             bytes: verified.bytes,
             tensor_table: statement.table_digest,
             residency: region.residency(),
-            protection: region.protection(),
+            protection: shard.inner.writable.lowers(region.protection()),
             sealed_at: statement.sealed_at_ns,
             verified_at: verified.at_ns,
         };

@@ -1,30 +1,26 @@
-//! Records of shards that are handed to other processes.
+//! Shards that are handed to other processes, and the records of that.
 
 use std::time::Duration;
 
 use super::{Recorded, VramManager};
 use crate::audit::AuditEvent;
+use crate::device::{Export, Protection};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
 use crate::handout::ErrorCode;
+use crate::policy::Violation;
 use crate::shard::SealedShard;
 use crate::shard_id::ShardId;
+
+/// Why a shard's protection is lowered.
+const HANDED_OUT: &str = "its memory is handed to another process, which can write to it";
 
 /// What a service that hands out shards has recorded. A client is named by its number, and by what
 /// [`Acting`](crate::actor::Acting) says.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum HandoutEvent<'a> {
-    /// A shard is handed out.
-    Attached {
-        /// Which.
-        shard: &'a SealedShard,
-        /// To whom: a number that is unique while the service runs.
-        client: u64,
-        /// The lease's number.
-        lease: u64,
-    },
     /// A lease is over.
     Detached {
         /// The shard's id.
@@ -54,18 +50,42 @@ pub enum HandoutEvent<'a> {
 }
 
 impl VramManager {
-    /// Records what a service that hands out shards does, and says whether the log took it. Nothing may be handed out
-    /// without its record.
+    /// What a client needs to map a shard's memory: `client` and `lease` are numbers that are unique while the service runs.
+    /// On record first; nothing may leave without that.
+    ///
+    /// Whoever has the descriptor of a GPU's memory can write to it, and nobody can take it back. So the shard's protection is
+    /// `advisory` from then on, wherever it is told of, until it is loaded anew; where it was more before, that has a critical
+    /// record of its own. The seal goes on to say what was so when it was made.
     ///
     /// # Errors
-    /// [`Error::Audit`] where the record of a shard that is handed out is not kept, or any other that the policy requires.
+    /// [`Error::Policy`] where the policy asks for read-only memory and the client could write, [`Error::Audit`] where a record
+    /// is not kept, [`Error::Quarantined`], [`Error::Device`], [`Error::ForeignShard`].
+    pub fn hand_out(&self, shard: &SealedShard, client: u64, lease: u64) -> Result<Export, Error> {
+        self.own(shard)?;
+        let (shard_id, digest, inner) = (shard.shard_id(), shard.digest(), &*shard.inner);
+        let export = inner.export()?;
+        let writable = export.is_writable();
+        if writable && self.worker.policy.require_read_only {
+            let violation = Violation::HandedOutWritable;
+            return Err(Error::Policy { shard_id: Box::new(*shard_id), violation });
+        }
+        if writable && inner.writable.since_ns().is_none() {
+            let (from, to, reason) = (inner.protection(), Protection::Advisory, HANDED_OUT);
+            if from != to {
+                self.worker.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason })?;
+            }
+            inner.writable.note(self.worker.trail.wall_ns());
+        }
+        self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease, writable })?;
+        Ok(export)
+    }
+
+    /// Records what a service that hands out shards does, and says whether the log took it.
+    ///
+    /// # Errors
+    /// [`Error::Audit`] where a record that the policy requires is not kept.
     pub fn record_handout(&self, event: HandoutEvent<'_>) -> Result<bool, Error> {
         let recorded = match event {
-            HandoutEvent::Attached { shard, client, lease } => {
-                let (shard_id, digest) = (shard.shard_id(), shard.digest());
-                self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease })?;
-                Recorded::Kept
-            }
             HandoutEvent::Detached { shard_id, digest, client, lease, held, reason } => {
                 let held_ns = nanoseconds(held);
                 let event = AuditEvent::ShardDetached { shard_id, digest, client, lease, held_ns, reason };

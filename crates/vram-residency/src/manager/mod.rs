@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::approval::Remembered;
 use crate::audit::{AuditEvent, AuditTrail, Origin, Text, TrailError, TrailHealth};
-use crate::device::{Capacity, Device, DeviceInfo};
+use crate::device::{Capacity, CudaFacts, Device, DeviceInfo};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
@@ -148,6 +148,12 @@ impl VramManager {
     #[must_use]
     pub fn device(&self) -> DeviceInfo {
         self.worker.device.info()
+    }
+
+    /// What is known about the GPU that the device is, where it is one.
+    #[must_use]
+    pub fn cuda_facts(&self) -> Option<&CudaFacts> {
+        self.worker.device.cuda_facts()
     }
 
     /// How much the device may hold and holds.
@@ -390,6 +396,10 @@ impl Home for Worker {
 
     fn now_ns(&self) -> u64 {
         nanoseconds(self.trail.monotonic())
+    }
+
+    fn wall_ns(&self) -> u64 {
+        self.trail.wall_ns()
     }
 
     fn is_quarantined(&self) -> bool {

@@ -167,6 +167,7 @@ impl Worker {
             differing_bits: damage.as_ref().map(|damage| damage.differing_bits),
             damage: kind,
             suspect_from_ns: self.suspect_from_ns(shard, block),
+            writable_since_ns: shard.writable.since_ns(),
         })?;
         Ok(())
     }
@@ -263,6 +264,7 @@ impl Worker {
             differing_bits: damage.differing_bits,
             damage: damage.kind,
             suspect_from_ns: damage.suspect_from_ns,
+            writable_since_ns: shard.writable.since_ns(),
         })
         .map_err(Refused::Other)?;
         region.rewrite(block_range(shard.statement.bytes, block).start, &good).map_err(device)?;

@@ -15,7 +15,7 @@ use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
 use crate::model::{ModelFile, TensorTable};
 use crate::policy::Violation;
 use crate::seal::{Signature, Statement};
-use crate::shard::{Home, SealedShard, Shard, ShardState};
+use crate::shard::{Home, SealedShard, Shard, ShardState, Writable};
 use crate::shard_id::ShardId;
 
 /// The tensor data of a file starts on a boundary of this many bytes.
@@ -103,6 +103,8 @@ pub(super) struct Part {
     pub(super) model_ref: Arc<str>,
     pub(super) index: u32,
     pub(super) count: u32,
+    /// Since when others can write to its memory, where it is sealed in place once more.
+    pub(super) writable_since_ns: Option<u64>,
 }
 
 /// What a shard is made of.
@@ -207,7 +209,8 @@ impl Worker {
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;
-        let part = Part { shard_id: request.shard_id, model_ref: Arc::from(request.model_ref), index, count };
+        let model_ref = Arc::from(request.model_ref);
+        let part = Part { shard_id: request.shard_id, model_ref, index, count, writable_since_ns: None };
         let mut shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
         shard.sha256 = sha256;
         shard.spares = spares;
@@ -229,6 +232,7 @@ impl Worker {
         hashed_ns: u64,
     ) -> Result<Shard, Error> {
         let device = self.device.info();
+        let writable = Writable::carried(part.writable_since_ns);
         let statement = Statement {
             shard_id: part.shard_id,
             worker_id: Arc::clone(&self.worker_id),
@@ -242,13 +246,14 @@ impl Worker {
             shard_count: part.count,
             sealed_at_ns: self.trail.wall_ns(),
             residency: region.residency(),
-            protection: region.protection(),
+            protection: writable.lowers(region.protection()),
         };
         let signature = self.key.sign(&statement);
         let lost_before = self.trail.lost_records();
         let recorded = self.record_seal(&statement, &signature)?;
         let home = Arc::clone(self) as _;
-        let shard = Shard::new(home, statement, signature, values, table, region, hashed_ns);
+        let mut shard = Shard::new(home, statement, signature, values, table, region, hashed_ns);
+        shard.writable = writable;
         match recorded {
             Recorded::Kept => shard.set_recorded_state(ShardState::Sealed, lost_before),
             Recorded::Lost => shard.set_state(ShardState::Unverified),

@@ -103,6 +103,8 @@ impl VramManager {
                 model_ref: Arc::clone(&statement.model_ref),
                 index: statement.shard_index,
                 count: statement.shard_count,
+                // Whoever could write to the memory still can.
+                writable_since_ns: shard.writable.since_ns(),
             }),
             shard_id,
             previous: statement.digest,

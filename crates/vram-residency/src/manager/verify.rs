@@ -174,7 +174,8 @@ impl Worker {
             });
             return Ok(Err(VerifyFailure::Foreign { foreign }));
         }
-        if (check.residency, check.protection) != (statement.residency, statement.protection) {
+        // What the device states of its own mapping; whether others were given another is the shard's affair.
+        if check.residency != statement.residency || !check.protection.is_at_least(statement.protection) {
             return Ok(Err(VerifyFailure::Memory));
         }
         if let Some(SuspectedPaged { first_block, blocks }) = check.suspected_paged {
@@ -311,6 +312,7 @@ impl Worker {
             first_block,
             tensor: tensor.flatten(),
             suspect_from_ns: self.suspect_since(shard, found),
+            writable_since_ns: shard.writable.since_ns(),
             action,
         });
     }

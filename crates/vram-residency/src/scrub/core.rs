@@ -143,7 +143,7 @@ impl Core {
             rechecks: 0,
             faults: 0,
             repairs: 0,
-            metrics: ShardMetrics::register(shard.shard_id(), shard.residency(), shard.protection()),
+            metrics: ShardMetrics::register(shard.shard_id(), shard.residency()),
         });
     }
 

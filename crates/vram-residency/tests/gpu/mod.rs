@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use cuda_emulator::Memory;
 use vram_residency::audit::AuditTrail;
-use vram_residency::device::{CudaDevice, CudaOptions, Device, DeviceError, HashVariant, Region, StagedRegion};
+use vram_residency::device::{
+    CudaDevice, CudaOptions, Device, DeviceError, HashVariant, Region, StagedRegion, WriteTest,
+};
 use vram_residency::digest::{BlockValue, block_count};
 use vram_residency::{ManagerOptions, Policy, VramManager};
 
@@ -19,6 +21,8 @@ pub fn options() -> CudaOptions {
     options.threads = Some(2);
     options.launch_blocks = Some(2);
     options.variant = Some(HashVariant::Plain);
+    // That the emulated GPU refuses it, and what comes of one that does not, is for tests/cuda_write_test.rs.
+    options.write_test = WriteTest::Refused("as the emulated GPU does".into());
     options
 }
 

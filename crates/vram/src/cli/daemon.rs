@@ -14,7 +14,7 @@ use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, PERIODS};
 
-use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions};
+use super::{AttachOptions, Bytes, DeviceChoice, EvidenceOptions, GpuHandout};
 use crate::approve::Source;
 
 /// `vram serve`
@@ -121,6 +121,14 @@ pub(crate) struct ServeOptions {
     /// Refuse everything but a GPU's own memory.
     #[arg(long)]
     pub(crate) require_vram: bool,
+    /// Do not try whether the GPU refuses a store into sealed memory, which the driver logs; protection is then advisory.
+    #[arg(long)]
+    pub(crate) no_write_test: bool,
+    /// Whether shards in a GPU's memory are handed out: refuse, or trust-clients, who can write to what they are given
+    /// [default: refuse]. In the configuration file: `[attach] gpu`.
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip)]
+    pub(crate) attach_gpu: Option<GpuHandout>,
     // The options of every command; as flags they are there already.
     #[arg(skip)]
     pub(crate) audit_dir: Option<PathBuf>,
@@ -133,7 +141,7 @@ pub(crate) struct ServeOptions {
     /// What of the audit log leaves the machine; only the configuration file says it.
     #[arg(skip)]
     pub(crate) audit: EvidenceOptions,
-    /// Who may have shards handed out; only the configuration file says it.
+    /// Who may have shards handed out; but for `gpu` only the configuration file says it.
     #[arg(skip)]
     pub(crate) attach: AttachOptions,
 }
@@ -169,12 +177,14 @@ impl ServeOptions {
             require_locked: self.require_locked || below.require_locked,
             require_read_only: self.require_read_only || below.require_read_only,
             require_vram: self.require_vram || below.require_vram,
+            no_write_test: self.no_write_test || below.no_write_test,
             audit_dir: self.audit_dir.or(below.audit_dir),
             audit_required: self.audit_required || below.audit_required,
             worker_id: self.worker_id.or(below.worker_id),
             key_file: self.key_file.or(below.key_file),
             audit: below.audit,
-            attach: below.attach,
+            attach: AttachOptions { gpu: self.attach_gpu.or(below.attach.gpu), ..below.attach },
+            attach_gpu: None,
         }
     }
 }

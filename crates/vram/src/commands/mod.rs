@@ -24,5 +24,6 @@ pub(crate) fn run(cli: &Cli, out: &Out) -> Result<(), Failure> {
         Command::Audit(audit) => audit::run(audit, &cli.global, out),
         Command::Doctor(doctor) => doctor::run(doctor, &cli.global, out),
         Command::Bench(bench) => bench::run(bench, &cli.global, out),
+        Command::WriteTest { ordinal } => crate::write_test::here(*ordinal),
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use vram_residency::device::{Device, DeviceInfo, Protection, Residency};
+use vram_residency::device::{Device, DeviceInfo, Protection, Residency, WriteTest};
 use vram_residency::digest::Digest;
 use vram_residency::{SealedShard, ShardId, ShardState, VramManager};
 
@@ -42,6 +42,9 @@ struct ShardReport {
     device_uuid: String,
     residency: Residency,
     protection: Protection,
+    /// What a store into sealed memory of that device came to, where it is a GPU.
+    #[serde(flatten)]
+    write_test: Option<WriteTest>,
     verified: bool,
     state: ShardState,
     expected: Option<String>,
@@ -57,7 +60,7 @@ struct ShardReport {
 
 /// Seals what the arguments name.
 pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure> {
-    let chosen = devices::choose(&seal.device)?;
+    let mut chosen = devices::choose(&seal.device, !seal.no_write_test)?;
     let planned = jobs::plan(&seal.files, seal.format, seal.model_ref.as_deref(), seal.shard_id, &[]);
     let (mut jobs, unreadable) = approve::readable(planned, &seal.files, &seal.approval)?;
     for (flag, given) in [("--expect", seal.expect.is_some()), ("--shard-id", seal.shard_id.is_some())] {
@@ -67,7 +70,7 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
             return Err(Failure::usage(message));
         }
     }
-    let opened = chosen.open(&seal.host)?;
+    let opened = chosen.open(&seal.host, out)?;
     let places = places(&jobs, &opened)?;
     let secret = state::secret(global)?;
     let rules = Rules {
@@ -176,7 +179,8 @@ fn seal_all(
         let sealing = started.elapsed();
         let hashed = manager.sha256_bytes().saturating_sub(hashed);
         let verified = manager.verify_sealed(&shard)?;
-        let report = describe(job, &shard, seal, hashed, sealing, verified.duration);
+        let mut report = describe(job, &shard, seal, hashed, sealing, verified.duration);
+        report.write_test = manager.cuda_facts().map(|facts| facts.write_test.clone());
         progress.suspend(|| show(&report, sealing, verified.duration, out));
         reports.push(report);
         resident.push(shard);
@@ -206,6 +210,7 @@ fn describe(
         device_uuid: shard.device().uuid.to_string(),
         residency: shard.residency(),
         protection: shard.protection(),
+        write_test: None,
         // Only what passed gets here.
         verified: true,
         state: shard.state(),

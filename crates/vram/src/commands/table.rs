@@ -46,6 +46,12 @@ fn not_attachable(shard: &Value) -> Option<String> {
     shard.get("not_attachable").and_then(Value::as_str).map(printable)
 }
 
+/// Since when clients can write to a shard's memory, where they can.
+fn writable(shard: &Value) -> Option<String> {
+    let since = shard.get("writable_since").and_then(Value::as_str)?;
+    Some(format!("handed to clients that can write to it since {}", printable(since)))
+}
+
 /// What approved a shard, where something did.
 fn approval(shard: &Value) -> Option<String> {
     let approval = shard.get("approval").filter(|approval| !approval.is_null())?;
@@ -83,6 +89,16 @@ pub(super) fn status(status: &Value, out: &Out) {
         size(number(device, "used_bytes")),
         size(number(device, "total_bytes"))
     ));
+    match device.get("write_test").and_then(Value::as_str) {
+        None | Some("refused") => {}
+        Some(outcome) => {
+            let why = device.get("write_test_detail").and_then(Value::as_str).unwrap_or("a store went through");
+            let why = printable(why);
+            out.line(format_args!(
+                "          what is sealed is not shown to be read-only: write test {outcome}, {why}"
+            ));
+        }
+    }
     let alive = scrub.get("alive").and_then(Value::as_bool).unwrap_or(false);
     out.line(format_args!(
         "  scrub   {}, every block within {} s, budget {}, {}/s now, {} blocks checked, {} damaged, {} repaired",
@@ -139,6 +155,9 @@ pub(super) fn status(status: &Value, out: &Out) {
         ));
         if let Some(approval) = approval(shard) {
             out.line(format_args!("{:width$}  {}", "", out.styled(Style::Dim, format_args!("approved {approval}"))));
+        }
+        if let Some(writable) = writable(shard) {
+            out.line(format_args!("{:width$}  {}", "", out.styled(Style::Yellow, writable)));
         }
         if let Some(problem) = not_attachable(shard) {
             let problem = out.styled(Style::Yellow, format_args!("cannot be handed out: {problem}"));
@@ -218,6 +237,9 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     out.line(format_args!("  size        {} bytes, {} tensors", number(shard, "bytes"), number(shard, "tensors")));
     out.line(format_args!("  digest      {}", text(shard, "digest")));
     out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
+    if let Some(writable) = writable(shard) {
+        out.line(format_args!("              {}", out.styled(Style::Yellow, writable)));
+    }
     out.line(format_args!("  approved    {}", approval(shard).unwrap_or_else(|| "by no manifest".to_owned())));
     if let Some(problem) = not_attachable(shard) {
         out.line(format_args!("  hand-out    {}", out.styled(Style::Yellow, problem)));

@@ -46,6 +46,7 @@ pub(super) struct Settings {
     pub(super) max_connections: u16,
     pub(super) allow_drill: bool,
     pub(super) device: DeviceChoice,
+    pub(super) write_test: bool,
     pub(super) host: Host,
     pub(super) rules: Rules,
     pub(super) evidence: Plan,
@@ -151,6 +152,7 @@ impl Settings {
             max_connections: chosen.max_connections.unwrap_or(CONNECTIONS),
             allow_drill: chosen.allow_drill,
             device: chosen.device.unwrap_or(DeviceChoice::Auto),
+            write_test: !chosen.no_write_test,
             host: Host { capacity: chosen.capacity, threads: chosen.threads },
             rules: Rules {
                 locked: chosen.require_locked,

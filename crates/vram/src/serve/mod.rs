@@ -71,6 +71,8 @@ struct Ready<'a> {
     listen: SocketAddr,
     socket: &'a PathBuf,
     attach: Option<&'a std::path::Path>,
+    /// What is to be known about handing out a GPU's memory.
+    attach_note: Option<&'static str>,
     pid: u32,
     #[serde(flatten)]
     status: StatusView,
@@ -80,7 +82,8 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     scrub_options(&settings).check()?;
-    let chosen = devices::choose(&settings.device)?;
+    devices::only_one(&settings.device)?;
+    let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let clients = settings.attach.most_clients();
     if let Some(missing) = descriptors::allow(descriptors::needed(settings.max_connections.into(), clients, jobs.len()))
@@ -124,7 +127,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = chosen.open_one(&settings.host)?;
+    let device = chosen.open_one(&settings.host, out)?;
     check_room(&jobs, &*device)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
@@ -358,6 +361,8 @@ fn warn_of_budget(registry: &Registry, out: &Out) {
 
 fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handout: Option<&Handout>, out: &Out) {
     let status = registry.status();
+    let manager = registry.manager();
+    let note = handout.and_then(|_| settings.attach.gpu_note(manager.device().kind, &manager.policy()));
     for shard in &status.shards {
         out.line(format_args!(
             "{}  {}  {}, {}  {}",
@@ -392,10 +397,13 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
     if let Some(handout) = handout {
         out.line(format_args!("  attach      {}", printable(&handout.socket().to_string_lossy())));
     }
+    if let Some(note) = note {
+        out.line(format_args!("              {note}"));
+    }
     out.line(format_args!("  audit log   {}", printable(&status.audit.dir.to_string_lossy())));
     if let Some(evidence) = &status.audit.evidence {
         out.line(format_args!("              {}", evidence.sum_up()));
     }
     let attach = handout.map(Handout::socket);
-    out.object(&Ready { listen, socket: &settings.socket, attach, pid: std::process::id(), status });
+    out.object(&Ready { listen, socket: &settings.socket, attach, attach_note: note, pid: std::process::id(), status });
 }

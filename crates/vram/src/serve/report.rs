@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use audit_logging::{Clock as _, SystemClock};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use vram_residency::device::{DeviceInfo, Protection, Residency};
+use vram_residency::device::{DeviceInfo, Protection, Residency, WriteTest};
 use vram_residency::digest::Digest;
 use vram_residency::scrub::ScrubStatus;
 use vram_residency::{Fault, ShardId, ShardState};
@@ -44,6 +44,9 @@ pub(crate) struct DeviceView {
     pub(crate) used_bytes: u64,
     pub(crate) available_bytes: u64,
     pub(crate) quarantined: Option<String>,
+    /// What a store into its sealed memory came to, where it is a GPU.
+    #[serde(flatten)]
+    pub(crate) write_test: Option<WriteTest>,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,7 +135,10 @@ pub(crate) struct ShardView {
     /// When the daemon first saw it so.
     pub(crate) state_since: String,
     pub(crate) residency: Residency,
+    /// What stops a write now.
     pub(crate) protection: Protection,
+    /// Since when clients can write to it, because its memory was handed to them so; none where nobody can.
+    pub(crate) writable_since: Option<String>,
     /// By which manifest it was approved, where it was.
     pub(crate) approval: Option<ApprovalView>,
     /// Why it cannot be handed out, however it stands, where that is so.

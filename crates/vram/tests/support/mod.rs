@@ -45,6 +45,8 @@ impl Home {
         home.environment.push(("LD_LIBRARY_PATH", folder.into()));
         home.environment.push(("CUDA_EMULATOR_PLAN", serde_json::to_string(plan).unwrap().into()));
         home.environment.push(("CUDA_EMULATOR_REPORT", home.path("report.json").into()));
+        // As on a machine where nothing shares GPUs among processes.
+        home.environment.push(("CUDA_MPS_PIPE_DIRECTORY", home.path("mps").into()));
         home
     }
 

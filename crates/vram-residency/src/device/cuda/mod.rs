@@ -21,6 +21,7 @@ use region::CudaRegion;
 
 mod driver;
 mod fingerprint;
+mod import;
 mod kernels;
 mod lane;
 mod ledger;
@@ -31,10 +32,13 @@ mod region;
 mod residency;
 mod speed;
 mod survey;
+mod write_test;
 
 pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
+pub(crate) use import::{ImportedRegion, Offered};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
+pub use write_test::WriteTest;
 
 /// Most blocks that one launch hashes: 1 GiB, which a data-centre GPU does in about a millisecond.
 const MOST_LAUNCH_BLOCKS: usize = 1024;
@@ -61,6 +65,9 @@ pub struct CudaOptions {
     pub variant: Option<HashVariant>,
     /// Blocks of a launch, at most 1024, which is also what none means. Each takes 32 KiB of scratch memory, twice.
     pub launch_blocks: Option<usize>,
+    /// What a store into sealed memory of this GPU came to, which only another process can try: [`WriteTest::in_child`].
+    /// Regions are called `read-only` where it was refused, and `advisory` else, which is what the default leads to.
+    pub write_test: WriteTest,
 }
 
 /// What is known about a GPU and its driver, for people and for the record.
@@ -85,6 +92,9 @@ pub struct CudaFacts {
     pub kernel_cache: bool,
     /// Whether it shares its memory with the processor.
     pub integrated: bool,
+    /// What a store into sealed memory came to.
+    #[serde(flatten)]
+    pub write_test: WriteTest,
 }
 
 /// A GPU's memory as a device.
@@ -123,10 +133,7 @@ impl CudaDevice {
         let device = driver.device(options.ordinal)?;
         let attribute = |attribute| driver.attribute(attribute, device);
         let name = driver.device_name(device)?;
-        if attribute(DeviceAttribute::VirtualMemoryManagement)? != 1 {
-            let (device, what) = (format!("cuda:{} ({name})", options.ordinal).into(), "virtual memory management");
-            return Err(CudaError::Unsupported { device, what }.into());
-        }
+        require_virtual_memory(&driver, device, options.ordinal)?;
         let integrated = attribute(DeviceAttribute::Integrated)? == 1;
         let uuid = DeviceUuid(driver.device_uuid(device)?);
         let pci = driver.pci_bus_id(device)?;
@@ -152,8 +159,12 @@ impl CudaDevice {
             variant,
             kernel_cache: driver::has_kernel_cache(),
             integrated,
+            write_test: options.write_test.clone(),
         };
         tracing::debug!(?facts, capacity, headroom, "cuda device opened");
+        if !facts.write_test.is_refused() {
+            tracing::warn!(ordinal = facts.ordinal, write_test = %facts.write_test, "protection is advisory");
+        }
         let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = options.threads.unwrap_or_else(processors).clamp(1, MOST_THREADS);
         Ok(Self {
@@ -246,6 +257,15 @@ impl Shared {
         }
         Ok(fingerprinter)
     }
+}
+
+/// The device has what regions are made with.
+fn require_virtual_memory(driver: &Driver, device: Ordinal, ordinal: u32) -> Result<(), CudaError> {
+    if driver.attribute(DeviceAttribute::VirtualMemoryManagement, device)? == 1 {
+        return Ok(());
+    }
+    let device = format!("cuda:{ordinal} ({})", driver.device_name(device)?).into();
+    Err(CudaError::Unsupported { device, what: "virtual memory management" })
 }
 
 fn refused(step: &'static str) -> DeviceError {

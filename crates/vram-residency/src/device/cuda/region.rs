@@ -38,8 +38,8 @@ pub(super) struct CudaRegion {
     /// Bytes in front of the region's first byte.
     lead: u64,
     bytes: u64,
-    /// What it was backed by when it was sealed.
-    block_id: Option<u64>,
+    /// What its ends were backed by when it was sealed.
+    block_ids: [Option<u64>; 2],
     /// Held for reading by whoever looks at the bytes, and again by who looks at more of them meanwhile; for writing by
     /// a repair.
     repair: RwLock<()>,
@@ -87,7 +87,7 @@ impl CudaRegion {
             shared,
             lead,
             bytes,
-            block_id: None,
+            block_ids: [None; 2],
             repair,
             closed: false,
             read_only,
@@ -109,12 +109,12 @@ impl CudaRegion {
 
     fn sealed(&self) -> Sealed {
         let owned = matches!(self.memory, Memory::Owned(_));
-        Sealed { start: self.start(), bytes: self.bytes, owned, block_id: self.block_id }
+        Sealed { start: self.start(), bytes: self.bytes, owned, block_ids: self.block_ids }
     }
 
     /// Notes what the memory is backed by, and what the driver says about writes.
     fn note_backing(&mut self) -> Result<(), CudaError> {
-        self.block_id = residency::block_id(self.context(), self.start())?;
+        self.block_ids = residency::block_ids(self.context(), &self.sealed())?;
         let read_only = self.is_read_only()?;
         self.read_only.store(read_only, Ordering::Release);
         Ok(())
@@ -185,7 +185,7 @@ impl StagedRegion for CudaRegion {
 
     fn protect(mut self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
         if let Memory::Owned(mapped) = &self.memory {
-            match mapped.set_access(0, mapped.bytes(), Access::Read) {
+            match mapped.seal() {
                 Ok(()) => self.closed = true,
                 Err(error) if error.is_lost() => return Err(error.into()),
                 Err(error) => {
@@ -208,7 +208,9 @@ impl Region for CudaRegion {
     }
 
     fn protection(&self) -> Protection {
-        if self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
+        // The driver's word, and what was shown of its worth.
+        let shown = self.shared.facts.write_test.is_refused();
+        if shown && self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
     }
 
     fn check_memory(&self) -> Result<MemoryCheck, DeviceError> {
@@ -281,7 +283,8 @@ impl Region for CudaRegion {
         let written = unsafe { self.shared.lanes.take().write(to, bytes) };
         let Some(window) = window else { return Ok(written?) };
         let closed = window.close();
-        let checked = closed.and_then(|()| self.is_read_only());
+        // At the ends, and where it was open.
+        let checked = closed.and_then(|()| Ok(self.is_read_only()? && residency::is_read_only(self.context(), to)?));
         self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
         written?;
         match checked {
@@ -293,9 +296,7 @@ impl Region for CudaRegion {
 
     fn export(&self) -> Result<Export, DeviceError> {
         let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
-        if self.protection() != Protection::ReadOnly {
-            return Err(refused("hand out a region that is not read-only"));
-        }
+        // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
         let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
     }

@@ -1,7 +1,7 @@
 //! What GPUs there are, without taking any of them: for `auto`, and for people who wonder why there is none.
 
 use super::driver::{Context, CudaError, DeviceAttribute, Driver};
-use super::{Arc, DeviceUuid, Ordinal, Path, PathBuf};
+use super::{Arc, DeviceUuid, Ordinal, Path, PathBuf, require_virtual_memory};
 
 /// A driver and its devices.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ impl Surveyed {
                 attribute(DeviceAttribute::ComputeCapabilityMinor)?,
             ),
             total_bytes: driver.total_memory(device)?,
-            free_bytes: usable(driver, device, ordinal, &name),
+            free_bytes: usable(driver, device, ordinal),
             integrated: attribute(DeviceAttribute::Integrated)? == 1,
             name,
         })
@@ -81,10 +81,7 @@ impl Surveyed {
 }
 
 /// Opens the device for a moment.
-fn usable(driver: &Arc<Driver>, device: Ordinal, ordinal: u32, name: &str) -> Result<u64, CudaError> {
-    if driver.attribute(DeviceAttribute::VirtualMemoryManagement, device)? != 1 {
-        let (device, what) = (format!("cuda:{ordinal} ({name})").into(), "virtual memory management");
-        return Err(CudaError::Unsupported { device, what });
-    }
+fn usable(driver: &Arc<Driver>, device: Ordinal, ordinal: u32) -> Result<u64, CudaError> {
+    require_virtual_memory(driver, device, ordinal)?;
     Ok(Context::open(Arc::clone(driver), device)?.memory()?.0)
 }

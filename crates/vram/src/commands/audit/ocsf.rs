@@ -240,7 +240,10 @@ pub(super) fn event<T>(record: &Record, place: &Place, use_it: impl FnOnce(&Even
             created_time: time,
         }),
         compliance: (class == Class::Compliance).then(|| Compliance {
-            control: present("policy").unwrap_or("verification-period"),
+            control: present("policy").unwrap_or(match code {
+                "ProtectionLowered" => "read-only-protection",
+                _ => "verification-period",
+            }),
             standards: ["vram policy"],
             status_id: if meaning.went == Went::Well { 1 } else { 3 },
             status: if meaning.went == Went::Well { "Pass" } else { "Fail" },
@@ -405,6 +408,18 @@ mod tests {
         let again = Record { seq: unmapped["seq"].as_u64().unwrap(), ..known.clone() };
         assert_eq!(unmapped["leaf_hash"], Place::of(&again, None).leaf_hash);
         assert_eq!((&unmapped["kind_byte"], &unmapped["severity_byte"]), (&json!(1), &json!(1)));
+    }
+
+    #[test]
+    fn memory_that_others_can_write_to_is_a_finding_about_the_rule_that_it_no_longer_keeps() {
+        let leaf = json!({"event": "ProtectionLowered", "worker_id": "w", "shard_id": "s", "from": "read-only",
+            "to": "advisory", "reason": "why", "actor": "hmac-sha256:00"});
+        let event = exported(&record(Kind::Event, &leaf));
+        check(&event);
+        assert_eq!((&event["severity"], &event["compliance"]["status"]), (&json!("High"), &json!("Fail")));
+        assert_eq!(event["compliance"]["control"], "read-only-protection");
+        assert_eq!((&event["resources"][0]["name"], &event["status_detail"]), (&json!("s"), &json!("why")));
+        assert_eq!(event["evidences"][0]["data"]["to"], "advisory");
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use vram_residency::ShardId;
+use vram_residency::device::DeviceKind;
 use vram_residency::digest::Digest;
 use vram_residency::handout::{Answer, ErrorCode, socket_beside};
+use vram_residency::{Policy, SealedShard, ShardId};
 
 use super::room::Room;
-use crate::cli::AttachOptions;
+use crate::cli::{AttachOptions, GpuHandout};
 use crate::exit::Failure;
 
 /// Connections at one time, unless it is told otherwise.
@@ -24,6 +25,8 @@ pub(crate) struct Rules {
     uids: BTreeSet<u32>,
     /// None: all.
     digests: Option<Vec<Digest>>,
+    /// Whether a GPU's memory is handed out.
+    pub(crate) gpu: GpuHandout,
     /// Whose connections there may be, and how many.
     pub(super) room: Room,
     own: u32,
@@ -82,6 +85,7 @@ impl Rules {
             room: Room::new(max_clients, own, uids.clone()),
             uids,
             digests: options.digests.clone(),
+            gpu: options.gpu.unwrap_or_default(),
             own,
         })
     }
@@ -110,6 +114,43 @@ impl Rules {
         }
         let message = "this shard is not handed out; the daemon's operator can name its digest in [attach] digests";
         Err(Refusal::new(ErrorCode::ForbiddenDigest, message))
+    }
+
+    /// Whether a shard may leave the memory that it is in, by the way that the client asked for.
+    pub(super) fn check_memory(&self, shard: &SealedShard, asked: DeviceKind) -> Result<(), Refusal> {
+        let (shard_id, held) = (shard.shard_id(), shard.device().kind);
+        let message = match (held, asked) {
+            (DeviceKind::Cuda, _) if self.gpu == GpuHandout::Refuse => format!(
+                "'{shard_id}' is in a GPU's memory, and who has the descriptor of that can write to it; the daemon's operator \
+                 can trust its clients not to, with [attach] gpu = \"trust-clients\", or keep the shard in main memory \
+                 (--device host)"
+            ),
+            (DeviceKind::Cuda, DeviceKind::Host) => format!(
+                "'{shard_id}' is in a GPU's memory; ask for it with attach-cuda, as attach_cuda of the Rust client and \
+                 docs/attach_cuda.py do"
+            ),
+            (DeviceKind::Host, DeviceKind::Cuda) => format!("'{shard_id}' is in main memory; ask for it with attach"),
+            _ => return Ok(()),
+        };
+        Err(Refusal::new(ErrorCode::Device, message))
+    }
+
+    /// What an operator whose weights are in a GPU's memory should know about handing them out, in one line.
+    pub(crate) fn gpu_note(&self, device: DeviceKind, policy: &Policy) -> Option<&'static str> {
+        match (device, self.gpu) {
+            (DeviceKind::Cuda, GpuHandout::Refuse) => Some(
+                "weights in a GPU's memory are not handed out; --attach-gpu trust-clients changes that, and docs/cuda.md \
+                 says what it means",
+            ),
+            (DeviceKind::Cuda, GpuHandout::TrustClients) if policy.require_read_only => {
+                Some("weights in a GPU's memory are not handed out, because --require-read-only forbids it")
+            }
+            (DeviceKind::Cuda, GpuHandout::TrustClients) => Some(
+                "clients can write to the weights that they are handed: their protection becomes advisory, and the check \
+                 finds what is changed",
+            ),
+            _ => None,
+        }
     }
 
     /// Whether nothing is on no list.

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
-use vram_residency::device::Export;
-use vram_residency::handout::{Answer, Attached, ErrorCode, HEARTBEAT_MS, Request, ShardInfo, VERSION, encode, hex};
-use vram_residency::{HandoutEvent, SealedShard, ShardState};
+use vram_residency::device::{DeviceKind, Export};
+use vram_residency::digest::Digest;
+use vram_residency::handout::{
+    Answer, Attached, AttachedCuda, ErrorCode, HEARTBEAT_MS, OLDEST_VERSION, Request, ShardInfo, VERSION, encode, hex,
+};
+use vram_residency::{Error, SealedShard, ShardState};
 
 use super::rules::{Refusal, Which};
 use super::wire::{Came, Wire};
@@ -32,7 +35,8 @@ pub(super) struct Talk {
     shared: Arc<Shared>,
     wire: Wire,
     seat: Seat,
-    greeted: bool,
+    /// The version that is spoken, once the client introduced himself.
+    greeted: Option<u32>,
     /// What was last said of each lease, where the client wants to be told.
     told: Option<BTreeMap<u64, (Told, Instant)>>,
     /// A request that waits for its turn. Until it came nothing more is read.
@@ -66,15 +70,7 @@ impl From<std::io::Error> for End {
 
 impl Talk {
     pub(super) fn new(shared: Arc<Shared>, stream: UnixStream, seat: Seat) -> Self {
-        Self {
-            shared,
-            wire: Wire::new(stream),
-            seat,
-            greeted: false,
-            told: None,
-            waiting: None,
-            active: Instant::now(),
-        }
+        Self { shared, wire: Wire::new(stream), seat, greeted: None, told: None, waiting: None, active: Instant::now() }
     }
 
     pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
@@ -127,7 +123,7 @@ impl Talk {
         let silent = self.active.elapsed();
         if self.wire.is_late() {
             late("a request was not complete in time")
-        } else if !self.greeted && silent > HELLO_TIME {
+        } else if self.greeted.is_none() && silent > HELLO_TIME {
             late("nothing was asked in time; begin with hello")
         } else if silent > IDLE_TIME && self.shared.registry.leases().stands(self.seat.client).is_empty() {
             late("nothing is held and nothing was asked for a long time; connect again")
@@ -152,7 +148,10 @@ impl Talk {
         self.active = Instant::now();
         match request {
             Request::Hello { version } => return self.greet(version).await,
-            _ if !self.greeted => return Err(malformed("a conversation begins with hello".to_owned())),
+            _ if self.greeted.is_none() => return Err(malformed("a conversation begins with hello".to_owned())),
+            Request::AttachCuda { .. } if self.greeted == Some(OLDEST_VERSION) => {
+                return Err(malformed("attach-cuda is of version 2, and this conversation of version 1".to_owned()));
+            }
             Request::Watch {} => {
                 self.told.get_or_insert_default();
                 self.say(&Answer::Watching {}).await?;
@@ -172,34 +171,40 @@ impl Talk {
                 let shards = self.shared.registry.lendable(&self.shared.rules);
                 self.say(&Answer::Shards { shards: shards.iter().map(ShardInfo::of).collect() }).await
             }
-            Request::Attach { shard: Some(name), digest: None } => self.attach(Which::Name(name)).await,
-            Request::Attach { shard: None, digest: Some(digest) } => self.attach(Which::Digest(digest)).await,
-            Request::Attach { .. } => {
-                let message = "attach takes either shard or digest".to_owned();
-                Err(End::Refused(Refusal::new(ErrorCode::Malformed, message)))
-            }
+            Request::Attach { shard, digest } => self.attach(shard, digest, DeviceKind::Host).await,
+            Request::AttachCuda { shard, digest } => self.attach(shard, digest, DeviceKind::Cuda).await,
             Request::Release { lease } => self.release(lease).await,
             Request::Hello { .. } | Request::Watch {} => Ok(()),
         }
     }
 
     async fn greet(&mut self, version: u32) -> Result<(), End> {
-        if version != VERSION {
-            let message = format!("version {version} is not spoken here; {VERSION} is");
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
+            let message = format!("version {version} is not spoken here; {OLDEST_VERSION} to {VERSION} are");
             return Err(End::Refused(Refusal::new(ErrorCode::Version, message)));
         }
-        self.greeted = true;
+        // The first one counts.
+        let version = *self.greeted.get_or_insert(version);
         let (worker_id, period) = self.shared.registry.introduce();
         let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         let software = env!("CARGO_PKG_VERSION").to_owned();
-        self.say(&Answer::Hello { version: VERSION, software, worker_id, period_ns }).await
+        self.say(&Answer::Hello { version, software, worker_id, period_ns }).await
     }
 
-    async fn attach(&mut self, which: Which) -> Result<(), End> {
-        match self.lend(&which) {
+    /// Hands out a shard in this kind of memory.
+    async fn attach(&mut self, shard: Option<String>, digest: Option<Digest>, memory: DeviceKind) -> Result<(), End> {
+        let which = match (shard, digest) {
+            (Some(name), None) => Which::Name(name),
+            (None, Some(digest)) => Which::Digest(digest),
+            _ => {
+                let message = "attach takes either shard or digest";
+                return Err(End::Refused(Refusal::new(ErrorCode::Malformed, message)));
+            }
+        };
+        match self.lend(&which, memory) {
             Ok(lent) => {
                 count_attach("attached");
-                self.send(&Answer::Attached(Box::new(lent.attached)), Some(lent.file.as_fd())).await?;
+                self.send(&lent.answer, Some(lent.file.as_fd())).await?;
                 drop(lent.file);
                 self.wire.send(&lent.table, None).await?;
                 self.tell().await
@@ -212,10 +217,10 @@ impl Talk {
     }
 
     /// Makes a lease, on record before anything leaves.
-    fn lend(&self, which: &Which) -> Result<Lent, Refusal> {
+    fn lend(&self, which: &Which, memory: DeviceKind) -> Result<Lent, Refusal> {
         let (shared, client) = (&self.shared, self.seat.client);
         let (shard, lease, table) = shared.registry.lend(which, &shared.rules, client)?;
-        let lent = self.hand_out(&shard, lease, &table);
+        let lent = self.hand_out(&shard, lease, &table, memory);
         lent.map_err(|refusal| {
             // Never on record as lent.
             let _ = shared.registry.leases().remove(client, lease);
@@ -223,22 +228,39 @@ impl Talk {
         })
     }
 
-    fn hand_out(&self, shard: &SealedShard, lease: u64, table: &TableFrame) -> Result<Lent, Refusal> {
+    fn hand_out(
+        &self,
+        shard: &SealedShard,
+        lease: u64,
+        table: &TableFrame,
+        memory: DeviceKind,
+    ) -> Result<Lent, Refusal> {
         let registry = &self.shared.registry;
+        self.shared.rules.check_memory(shard, memory)?;
         let table = table.frame(shard.table())?;
-        let cannot = |error: &dyn std::fmt::Display| Refusal::new(ErrorCode::Device, error.to_string());
-        let Export::MemoryFile { file, offset } = shard.export().map_err(|error| cannot(&error))? else {
-            return Err(cannot(
-                &"a GPU's memory is not handed out, as its descriptor would allow writing; keep the shard on --device host",
-            ));
-        };
-        let recorded = {
+        let handed = {
             let _acting = registry.acting_for(self.seat.uid);
-            registry.record_handout(HandoutEvent::Attached { shard, client: self.seat.client, lease })
+            registry.manager().hand_out(shard, self.seat.client, lease)
         };
-        recorded.map_err(|failure| Refusal::new(ErrorCode::NotRecorded, failure.message))?;
-        let seal = hex(&shard.seal_record());
-        Ok(Lent { attached: Attached { lease, offset, shard: ShardInfo::of(shard), seal }, file, table })
+        let refuse = |error: &Error| {
+            let code = if matches!(error, Error::Audit(_)) { ErrorCode::NotRecorded } else { ErrorCode::Device };
+            Refusal::new(code, error.to_string())
+        };
+        let export = handed.map_err(|error| refuse(&error))?;
+        // As it stands with what has just been handed out.
+        let (info, seal) = (ShardInfo::of(shard), hex(&shard.seal_record()));
+        let (answer, file) = match export {
+            Export::MemoryFile { file, offset } => {
+                (Answer::Attached(Box::new(Attached { lease, offset, shard: info, seal })), file)
+            }
+            Export::CudaAllocation { fd, bytes: allocation_bytes, offset, device } => {
+                let device = device.to_string();
+                let attached = AttachedCuda { lease, device, allocation_bytes, offset, shard: info, seal };
+                (Answer::AttachedCuda(Box::new(attached)), fd)
+            }
+            _ => return Err(Refusal::new(ErrorCode::Device, "memory of this kind is not handed out")),
+        };
+        Ok(Lent { answer, file, table })
     }
 
     async fn release(&mut self, lease: u64) -> Result<(), End> {
@@ -288,9 +310,9 @@ async fn stopping(ended: &mut watch::Receiver<bool>) {
     let _ = ended.wait_for(|ended| *ended).await;
 }
 
-/// What is sent for an `attach`.
+/// What is sent for an `attach`, with the descriptor beside the answer.
 struct Lent {
-    attached: Attached,
+    answer: Answer,
     file: OwnedFd,
     table: Arc<Vec<u8>>,
 }

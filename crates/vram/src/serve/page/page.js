@@ -146,7 +146,8 @@ class Row {
     state.className = gone ? "old" : good ? "good-cell" : late ? "warn-cell" : "bad-cell";
     put(oldest, gone ? "not known" : `${duration(shard.oldest_age_seconds)} ago`);
     put(size, bytes(shard.bytes));
-    put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}`);
+    const written = shard.writable_since ? `; clients can write since ${clean(shard.writable_since)}` : "";
+    put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}${written}`);
     put(passes, shard.passes.toLocaleString("en"));
     put(faults, String(shard.faults));
     put(repairs, String(shard.repairs));

@@ -1,6 +1,7 @@
 //! What can go wrong with a CUDA driver and its devices. Each text is one sentence with the remedy.
 
 use super::types::{Code, Ordinal, code};
+use crate::device::DeviceUuid;
 
 /// The oldest release of CUDA whose driver takes the kernels' text (PTX 7.8), as [`Version`].
 pub const MINIMUM_DRIVER: Version = Version(11_080);
@@ -59,6 +60,22 @@ pub enum CudaError {
         /// Its release.
         found: Version,
     },
+    /// The driver cannot start.
+    #[error(
+        "the NVIDIA driver {library} could not start: {name} ({code}), {text}; see that nvidia-smi works, that the nvidia and \
+         nvidia-uvm modules are loaded and of the library's version, and that nvidia-fabricmanager runs where NVSwitch joins \
+         the GPUs"
+    )]
+    NotStarted {
+        /// The library's path.
+        library: Box<str>,
+        /// The result's number.
+        code: Code,
+        /// Its name.
+        name: Box<str>,
+        /// Its text.
+        text: Box<str>,
+    },
     /// There is a driver and no device.
     #[error(
         "the NVIDIA driver {library} shows no GPU; see nvidia-smi, CUDA_VISIBLE_DEVICES and the container's devices, and \
@@ -76,6 +93,25 @@ pub enum CudaError {
         /// How many there are.
         count: u32,
     },
+    /// There are devices, and none that is so called.
+    #[error(
+        "this process is shown {count} GPUs and none of them is {uuid}, which holds the shard; see CUDA_VISIBLE_DEVICES and \
+         the container's devices"
+    )]
+    NoSuchUuid {
+        /// The one that is needed.
+        uuid: DeviceUuid,
+        /// How many there are.
+        count: u32,
+    },
+    /// What another process hands out does not fit together.
+    #[error("what the other process says of its memory does not fit together; are both of the same version?")]
+    Offer,
+    /// Memory of another process cannot be mapped for reading only.
+    #[error(
+        "this driver does not map another process's memory for reading only, so it is not mapped at all; update the driver"
+    )]
+    NotReadOnly,
     /// Another process has the device for itself.
     #[error(
         "cuda:{ordinal} takes one process at a time and another one has it; end that one, or have an administrator run \
@@ -151,7 +187,7 @@ impl CudaError {
     #[must_use]
     pub const fn code(&self) -> Option<i32> {
         match self {
-            Self::Lost { code, .. } | Self::Refused { code, .. } => Some(*code),
+            Self::Lost { code, .. } | Self::NotStarted { code, .. } | Self::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }

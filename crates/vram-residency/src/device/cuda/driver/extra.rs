@@ -1,12 +1,11 @@
 //! Functions of the driver that only `gpu-check` calls. A driver may lack any of them: the answer then says so.
 
 use std::ffi::{c_int, c_uchar, c_uint, c_ulonglong, c_void};
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use libloading::Library;
 
-use super::types::{Address, Code, HANDLE_TYPE_POSIX_FD, RawFunction, RawHandle, RawStream, code};
+use super::types::{Address, Code, RawFunction, RawStream, code};
 use super::{Context, CudaError, Driver, Function, Stream};
 
 type RawGraph = *mut c_void;
@@ -32,6 +31,12 @@ macro_rules! optional {
                 }
             }
         }
+
+        /// The functions' types, to be held against `cuda.h`.
+        pub(super) fn declared() -> Vec<super::header::Function> {
+            use super::header::{Described, Function};
+            vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
+        }
     };
 }
 
@@ -53,18 +58,20 @@ optional! {
     graph_launch = "cuGraphLaunch"(RawGraphExec, RawStream);
 }
 
-/// Managed memory that any stream may use.
-const MANAGED_GLOBAL: c_uint = 1;
-/// `CUmemorytype`
-const HOST: c_uint = 1;
-const DEVICE: c_uint = 2;
-/// A missing function, in the numbers of the driver: it is what a driver answers that knows the function and lacks it.
-const NOT_FOUND: Code = 500;
+super::types::numbers! {
+    /// Managed memory that any stream may use.
+    const MANAGED_GLOBAL: c_uint = 1, "CU_MEM_ATTACH_GLOBAL";
+    /// Ends of a copy.
+    const HOST: c_uint = 1, "CU_MEMORYTYPE_HOST";
+    const DEVICE: c_uint = 2, "CU_MEMORYTYPE_DEVICE";
+    /// A missing function, in the numbers of the driver: it is what a driver answers that knows the function and lacks it.
+    const NOT_FOUND: Code = 500, "CUDA_ERROR_NOT_FOUND";
+}
 
 /// `CUDA_MEMCPY3D`
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Copy3d {
+pub(super) struct Copy3d {
     from_place: [usize; 4],
     from_type: c_uint,
     from_host: *const c_void,
@@ -87,6 +94,29 @@ struct Copy3d {
 // As the C compiler lays it out.
 const _: () = assert!(size_of::<Copy3d>() == 200);
 
+/// What it is in `cuda.h`.
+pub(super) fn structure() -> super::header::Structure {
+    super::header::structure!(Copy3d = "CUDA_MEMCPY3D" {
+        from_place = "srcXInBytes..srcLOD": [usize; 4],
+        from_type = "srcMemoryType": c_uint,
+        from_host = "srcHost": *const c_void,
+        from_device = "srcDevice": Address,
+        from_array = "srcArray": *mut c_void,
+        from_reserved = "reserved0": *mut c_void,
+        from_pitch = "srcPitch..srcHeight": [usize; 2],
+        to_place = "dstXInBytes..dstLOD": [usize; 4],
+        to_type = "dstMemoryType": c_uint,
+        to_host = "dstHost": *mut c_void,
+        to_device = "dstDevice": Address,
+        to_array = "dstArray": *mut c_void,
+        to_reserved = "reserved1": *mut c_void,
+        to_pitch = "dstPitch..dstHeight": [usize; 2],
+        width = "WidthInBytes": usize,
+        height = "Height": usize,
+        depth = "Depth": usize,
+    })
+}
+
 /// The functions, and the context in which they are called.
 pub(in crate::device::cuda) struct Extra {
     functions: Functions,
@@ -94,23 +124,6 @@ pub(in crate::device::cuda) struct Extra {
 }
 
 impl Driver {
-    /// Takes an allocation that another process exported.
-    pub(super) fn import(&self, descriptor: RawFd) -> Result<RawHandle, CudaError> {
-        let step = "import an allocation";
-        // SAFETY: the symbol, where the library has it, is the documented function of this type.
-        let found = unsafe {
-            self._library.get::<unsafe extern "C" fn(*mut RawHandle, *mut c_void, c_int) -> Code>(
-                "cuMemImportFromShareableHandle",
-            )
-        };
-        let Ok(import) = found else { return Err(self.error(step, NOT_FOUND)) };
-        let number = usize::try_from(descriptor).unwrap_or(usize::MAX);
-        let mut handle = 0;
-        // SAFETY: writes a handle to where the first pointer points; the second is the descriptor itself, as documented.
-        let answer = unsafe { import(&raw mut handle, std::ptr::without_provenance_mut(number), HANDLE_TYPE_POSIX_FD) };
-        self.check(step, answer).map(|()| handle)
-    }
-
     /// A result's name in the driver's words.
     pub(in crate::device::cuda) fn name_of(&self, answer: Code) -> Box<str> {
         if answer == code::SUCCESS { "CUDA_SUCCESS".into() } else { self.describe(answer, self.table.error_name) }

@@ -29,7 +29,7 @@ impl Stream {
     /// A stream of the lowest priority that the device has.
     pub(in crate::device::cuda) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
         let current = context.enter()?;
-        let priority = context.lowest_priority()?;
+        let (priority, _) = context.priorities()?;
         drop(current);
         Self::with_priority(context, priority)
     }

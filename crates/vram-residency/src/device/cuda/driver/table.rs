@@ -29,6 +29,13 @@ macro_rules! table {
                     },)*
                 })
             }
+
+            /// The functions' types, to be held against `cuda.h`.
+            #[cfg(feature = "gpu-check")]
+            pub(super) fn declared() -> Vec<super::header::Function> {
+                use super::header::{Described, Function};
+                vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
+            }
         }
     };
 }
@@ -66,6 +73,7 @@ table! {
     retain_handle = "cuMemRetainAllocationHandle"(*mut RawHandle, *mut c_void);
     handle_properties = "cuMemGetAllocationPropertiesFromHandle"(*mut AllocationProperties, RawHandle);
     export_handle = "cuMemExportToShareableHandle"(*mut c_void, RawHandle, c_int, c_ulonglong);
+    import_handle = "cuMemImportFromShareableHandle"(*mut RawHandle, *mut c_void, c_int);
     pointer_attribute = "cuPointerGetAttribute"(*mut c_void, c_int, Address);
 
     alloc = "cuMemAlloc_v2"(*mut Address, usize);

@@ -2,33 +2,39 @@
 //!
 //! Each is given back when it is dropped, in the right order, however far its making came.
 
-#[cfg(feature = "gpu-check")]
-use std::os::fd::AsRawFd;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::types::{
-    Access, AccessDescription, Address, AllocationProperties, DeviceAttribute, GRANULARITY_MINIMUM,
+    Access, AccessDescription, Address, AllocationProperties, Code, DeviceAttribute, GRANULARITY_MINIMUM,
     HANDLE_TYPE_POSIX_FD, LOCATION_TYPE_DEVICE, Location, RawHandle, code,
 };
 use super::{Context, CudaError};
 
 /// The size of which every allocation on a device is a multiple.
 pub(in crate::device::cuda) fn granularity(context: &Context) -> Result<u64, CudaError> {
-    let properties = properties(context)?;
     let mut bytes = 0;
-    // SAFETY: writes one number to where the first pointer points, reads the properties behind the second.
-    let answer =
-        unsafe { (context.driver.table.granularity)(&raw mut bytes, &raw const properties, GRANULARITY_MINIMUM) };
+    let (answer, _) = with_properties(context, &mut |properties| {
+        // SAFETY: writes one number to where the first pointer points, reads the properties behind the second.
+        unsafe { (context.driver.table.granularity)(&raw mut bytes, properties, GRANULARITY_MINIMUM) }
+    })?;
     context.check("state the size of its pages", answer)?;
     // Zero, or no power of two, is no page size.
     if bytes.is_power_of_two() { Ok(bytes as u64) } else { Err(context.driver.error("state the size of its pages", 1)) }
 }
 
-/// Exportable where the device can.
-fn properties(context: &Context) -> Result<AllocationProperties, CudaError> {
+/// Calls with the properties of pinned memory: exportable where the device can, and again without that where the driver
+/// says that this process may not have it, as in some sandboxes. Says whether it was exportable at last.
+fn with_properties(
+    context: &Context,
+    call: &mut dyn FnMut(&AllocationProperties) -> Code,
+) -> Result<(Code, bool), CudaError> {
     let exportable = context.driver.attribute(DeviceAttribute::PosixFileDescriptor, context.device())? == 1;
-    Ok(AllocationProperties::pinned_on(context.device(), exportable))
+    let answer = call(&AllocationProperties::pinned_on(context.device(), exportable));
+    if exportable && matches!(answer, code::NOT_PERMITTED | code::NOT_SUPPORTED) {
+        return Ok((call(&AllocationProperties::pinned_on(context.device(), false)), false));
+    }
+    Ok((answer, exportable))
 }
 
 /// An allocation in the device's memory, pinned to it.
@@ -41,12 +47,13 @@ struct Allocation {
 
 impl Allocation {
     fn create(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
-        let properties = properties(context)?;
         let mut handle = 0;
-        // SAFETY: writes a handle to where the first pointer points, reads the properties behind the second.
-        let answer = unsafe { (context.driver.table.create)(&raw mut handle, bytes, &raw const properties, 0) };
+        let (answer, exportable) = with_properties(context, &mut |properties| {
+            // SAFETY: writes a handle to where the first pointer points, reads the properties behind the second.
+            unsafe { (context.driver.table.create)(&raw mut handle, bytes, properties, 0) }
+        })?;
         context.check("allocate a region", answer)?;
-        Ok(Self { context: Arc::clone(context), handle, exportable: properties.handle_types != 0 })
+        Ok(Self { context: Arc::clone(context), handle, exportable })
     }
 }
 
@@ -84,7 +91,7 @@ impl Drop for Addresses {
     }
 }
 
-/// An allocation that is mapped at a range of addresses, readable and writable by its device at first.
+/// An allocation that is mapped at a range of addresses.
 #[derive(Debug)]
 pub(in crate::device::cuda) struct Mapped {
     // Dropped in this order, after the mapping itself.
@@ -93,23 +100,23 @@ pub(in crate::device::cuda) struct Mapped {
 }
 
 impl Mapped {
-    /// `bytes` is a multiple of the granularity.
+    /// An allocation of its own, readable and writable at first. `bytes` is a multiple of the granularity.
     pub(in crate::device::cuda) fn create(context: &Arc<Context>, bytes: u64) -> Result<Self, CudaError> {
         let too_large = || CudaError::OutOfMemory { step: "address so large a region" };
         let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
         let _current = context.enter()?;
         let allocation = Allocation::create(context, bytes)?;
-        Self::map(context, allocation, bytes)
+        Self::map(context, allocation, bytes, Access::ReadWrite)
     }
 
     /// Maps the whole of an allocation; the context is entered.
-    fn map(context: &Arc<Context>, allocation: Allocation, bytes: usize) -> Result<Self, CudaError> {
+    fn map(context: &Arc<Context>, allocation: Allocation, bytes: usize, access: Access) -> Result<Self, CudaError> {
         let addresses = Addresses::reserve(context, bytes)?;
         // SAFETY: the whole of a fresh range, and the whole of an allocation of the same size.
         let answer = unsafe { (context.driver.table.map)(addresses.start, bytes, 0, allocation.handle, 0) };
         context.check("map a region", answer)?;
         let mapped = Self { addresses, allocation };
-        mapped.set_access(0, bytes as u64, Access::ReadWrite)?;
+        mapped.set_access(0, bytes as u64, access)?;
         Ok(mapped)
     }
 
@@ -131,6 +138,11 @@ impl Mapped {
         // SAFETY: the range is this value's own mapping, and whoever writes to it has asked for this.
         let answer = unsafe { (context.driver.table.set_access)(start, bytes, &raw const description, 1) };
         context.check("change what a mapping allows", answer)
+    }
+
+    /// Has the device only read from now on, in the whole of it.
+    pub(in crate::device::cuda) fn seal(&self) -> Result<(), CudaError> {
+        self.set_access(0, self.bytes(), Access::Read)
     }
 
     /// What the driver says that the device may do there: `None` where it cannot say.
@@ -178,21 +190,26 @@ impl Mapped {
         let answer = unsafe { (context.driver.table.retain_handle)(&raw mut handle, pointer) };
         context.check("find an allocation", answer)?;
         let allocation = Allocation { context: Arc::clone(context), handle, exportable: self.allocation.exportable };
-        Self::map(context, allocation, self.addresses.bytes)
+        Self::map(context, allocation, self.addresses.bytes, Access::ReadWrite)
     }
 
-    /// Maps an allocation that another process exported, readable and writable at first.
-    #[cfg(feature = "gpu-check")]
+    /// Maps an allocation that another process exported. The descriptor is not needed afterwards.
     pub(in crate::device::cuda) fn import(
         context: &Arc<Context>,
         descriptor: &impl AsRawFd,
         bytes: u64,
+        access: Access,
     ) -> Result<Self, CudaError> {
         let _current = context.enter()?;
-        let handle = context.driver.import(descriptor.as_raw_fd())?;
+        let number = usize::try_from(descriptor.as_raw_fd()).unwrap_or(usize::MAX);
+        let mut handle = 0;
+        let from = std::ptr::without_provenance_mut(number);
+        // SAFETY: writes a handle to where the first pointer points; the second is the descriptor itself, as documented.
+        let answer = unsafe { (context.driver.table.import_handle)(&raw mut handle, from, HANDLE_TYPE_POSIX_FD) };
+        context.check("import a region", answer)?;
         let allocation = Allocation { context: Arc::clone(context), handle, exportable: true };
         let bytes = usize::try_from(bytes).map_err(|_| CudaError::OutOfMemory { step: "address so large a region" })?;
-        Self::map(context, allocation, bytes)
+        Self::map(context, allocation, bytes, access)
     }
 
     fn location(&self) -> Location {

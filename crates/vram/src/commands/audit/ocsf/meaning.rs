@@ -110,6 +110,9 @@ impl Meaning {
             (Kind::Event, "ShardAttached") => {
                 (Memory, 99, "Attach", 1, Well, "A shard's memory was handed to another process")
             }
+            (Kind::Event, "ProtectionLowered") => {
+                (Compliance, 1, "Create", 4, Badly, "Others can write to a shard's memory from now on")
+            }
             (Kind::Event, "ShardDetached") => (Memory, 99, "Detach", 1, Well, "A process gave a shard's memory back"),
             (Kind::Event, "AttachRefused") => {
                 (Memory, 99, "Attach", 3, Badly, "A process was refused a shard's memory")

@@ -1,0 +1,85 @@
+//! What of a shard is handed to other processes, and what that does to its protection.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{SealedShard, Shard};
+use crate::device::{Export, Protection};
+use crate::error::Error;
+
+/// Since when somebody else may write to a shard's memory. Nobody can take a descriptor back, so it stays so for as long as
+/// the memory does.
+#[derive(Debug, Default)]
+pub(crate) struct Writable(AtomicU64);
+
+impl Writable {
+    /// As it was before, where the same memory is sealed anew.
+    pub(crate) fn carried(since_ns: Option<u64>) -> Self {
+        Self(AtomicU64::new(since_ns.unwrap_or(0)))
+    }
+
+    /// From now on, unless it is so already. Times are nanoseconds since 1970.
+    pub(crate) fn note(&self, now_ns: u64) {
+        let _ = self.0.compare_exchange(0, now_ns.max(1), Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub(crate) fn since_ns(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|since| *since != 0)
+    }
+
+    /// What stops a write, where the device states so much of its own mapping.
+    pub(crate) fn lowers(&self, stated: Protection) -> Protection {
+        if self.since_ns().is_some() { Protection::Advisory } else { stated }
+    }
+}
+
+impl Shard {
+    /// What stops a write now: as sealed, unless the memory was handed to somebody who can write to it.
+    pub(crate) fn protection(&self) -> Protection {
+        self.writable.lowers(self.statement.protection)
+    }
+
+    /// What another process needs to map the bytes. What that means for the protection is for the caller to note.
+    pub(crate) fn export(&self) -> Result<Export, Error> {
+        if !self.lends() {
+            return Err(Error::Quarantined { shard_id: Box::new(self.statement.shard_id) });
+        }
+        Ok(self.region()?.export()?)
+    }
+}
+
+impl SealedShard {
+    /// What stops a write: as it was sealed, and [`Protection::Advisory`] from the moment that its memory was handed to
+    /// somebody who can write to it, for as long as it is resident.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        self.inner.protection()
+    }
+
+    /// What stopped a write when it was sealed: what the seal says.
+    #[must_use]
+    pub fn sealed_protection(&self) -> Protection {
+        self.inner.statement.protection
+    }
+
+    /// Since when somebody else may be able to write to its memory, because its descriptor allows it and was handed out:
+    /// nanoseconds since 1970-01-01 UTC. None where nobody can.
+    #[must_use]
+    pub fn writable_since_ns(&self) -> Option<u64> {
+        self.inner.writable.since_ns()
+    }
+
+    /// What another process needs to map the shard's bytes, in place. Whoever is given it can read them for as long as he
+    /// likes, also after a later check failed or the shard was dropped: tell him of that. A descriptor of a GPU's memory
+    /// also allows writing, so the shard's protection is `advisory` from then on. Nothing of this is recorded:
+    /// [`VramManager::hand_out`](crate::VramManager::hand_out) does that.
+    ///
+    /// # Errors
+    /// [`Error::Quarantined`] after a failed check, [`Error::Device`] where the memory cannot be handed out.
+    pub fn export(&self) -> Result<Export, Error> {
+        let export = self.inner.export()?;
+        if export.is_writable() {
+            self.inner.writable.note(self.inner.home.wall_ns());
+        }
+        Ok(export)
+    }
+}

@@ -30,7 +30,7 @@ pub const CAMPAIGNS: &[Campaign] = &[
     },
     Campaign {
         name: "cuda",
-        help: "every bit of 64 KiB on an emulated GPU; every driver call of a shard's life failing",
+        help: "every bit of 64 KiB on an emulated GPU; every driver call of a shard's life and of a sweep failing",
         does: Does::Tests {
             args: &[
                 "test",
@@ -42,6 +42,8 @@ pub const CAMPAIGNS: &[Campaign] = &[
                 "cuda_faults",
                 "--test",
                 "cuda_fingerprint",
+                "--test",
+                "cuda_sweep",
                 "--",
                 "--ignored",
                 "--nocapture",

@@ -37,7 +37,7 @@ pub const ATTESTATIONS: &str = "vram.attestations";
 pub const VERIFICATIONS: &str = "vram.verifications";
 /// Full verifications that did not.
 pub const VERIFICATION_FAILURES: &str = "vram.verification_failures";
-/// Time of a full verification.
+/// Time of a full verification, or of the sweep that it was part of.
 pub const VERIFY_DURATION: &str = "vram.verify.duration";
 /// Blocks that a full verification read so slowly that they may not be in the device's memory.
 pub const SUSPECTED_PAGED: &str = "vram.suspected_paged_blocks";
@@ -178,7 +178,10 @@ impl Metrics {
             attestations: counter(ATTESTATIONS, "Attestations signed and recorded."),
             verifications: counter(VERIFICATIONS, "Full verifications that found every byte as sealed."),
             verification_failures: counter(VERIFICATION_FAILURES, "Checks that failed, or could not be carried out."),
-            verify_duration: histogram(VERIFY_DURATION, "Time of a full verification."),
+            verify_duration: histogram(
+                VERIFY_DURATION,
+                "Time of a full verification, or of the sweep that it was part of.",
+            ),
             suspected_paged: counter(SUSPECTED_PAGED, "Blocks read so slowly that they may have been paged out."),
             policy_violations: counter(POLICY_VIOLATIONS, "Decisions of the policy against an operation."),
             blocks_repaired: counter(BLOCKS_REPAIRED, "Blocks repaired from the source."),

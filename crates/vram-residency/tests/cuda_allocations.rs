@@ -19,7 +19,7 @@ use vram_residency::Rechecked;
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
-fn a_verify_and_a_recheck_on_a_gpu_allocate_nothing() {
+fn a_verify_a_recheck_or_a_sweep_on_a_gpu_allocates_nothing() {
     let emulator = Emulator::lock(Plan::default());
     let dir = disk_dir();
     let manager = gpu::manager(dir.path());
@@ -46,7 +46,24 @@ fn a_verify_and_a_recheck_on_a_gpu_allocate_nothing() {
         // The first ones make room for a longer record.
         assert!(round < 20 || change.allocations + change.reallocations == 0, "round {round}: {change:?}");
     }
-    let report = emulator.report();
-    assert_eq!(report.calls_of("cuMemAlloc_v2"), on_the_device);
-    assert!(report.calls_of("cuMemHostAlloc") > 0);
+    assert_eq!(emulator.report().calls_of("cuMemAlloc_v2"), on_the_device);
+    let more =
+        (0_u8..5).map(|n| manager.seal_model(id(&format!("s{n}")), "model", &vec![n; usize::from(n) << 19]).unwrap());
+    let shards: Vec<_> = std::iter::once(shard).chain(more).collect();
+    let sweep = || {
+        let mut verified = 0;
+        manager.verify_all(&shards, &mut |_, outcome| verified += usize::from(outcome.is_ok()));
+        assert_eq!(verified, 6);
+        manager.trail().flush(Duration::from_secs(5)).unwrap();
+    };
+    (0..20).for_each(|_| sweep());
+    let on_the_device = emulator.report().calls_of("cuMemAlloc_v2");
+    for round in 0..5 {
+        let region = Region::new(ALLOCATOR);
+        sweep();
+        let change = region.change();
+        assert_eq!(change.allocations + change.reallocations, 0, "sweep {round}");
+    }
+    assert_eq!(emulator.report().calls_of("cuMemAlloc_v2"), on_the_device);
+    assert!(emulator.report().calls_of("cuMemHostAlloc") > 0);
 }

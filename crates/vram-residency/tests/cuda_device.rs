@@ -374,7 +374,7 @@ fn protection_that_was_lifted_fails_the_next_verification() {
 #[test]
 fn after_a_lost_gpu_nothing_is_verified() {
     for (code, call) in
-        [(214, "cuStreamSynchronize"), (719, "cuLaunchKernel"), (999, "cuMemcpyDtoHAsync_v2"), (700, "*")]
+        [(214, "cuEventSynchronize"), (719, "cuLaunchKernel"), (999, "cuMemcpyDtoHAsync_v2"), (700, "*")]
     {
         let mut emulator = Emulator::lock(Plan::default());
         // What a dead device refuses to take back is the driver's.

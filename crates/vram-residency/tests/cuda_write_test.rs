@@ -141,6 +141,13 @@ fn nothing_is_tried_where_gpus_are_shared_through_mps() {
         panic!("it was tried")
     };
     assert!(reason.contains("MPS"), "{reason}");
+    // Wherever the door is: newer drivers say so themselves.
+    let mut said = Plan::default();
+    said.devices[0].attributes.insert(133, 1);
+    let WriteTest::NotRun(reason) = outcome(&said) else { panic!("it was tried") };
+    assert!(reason.contains("the driver says") && reason.contains("MPS"), "{reason}");
+    said.devices[0].attributes.insert(133, 0);
+    assert!(outcome(&said).is_refused());
 }
 
 /// A child that hangs, crashes, talks rubbish, or is not there.

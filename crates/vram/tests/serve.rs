@@ -241,6 +241,21 @@ fn verifying_everything_names_what_is_not_sealed_and_what_is_not_there() {
 }
 
 #[test]
+fn verifying_everything_names_what_is_damaged_and_verifies_the_others() {
+    let home = Home::new();
+    let daemon = Daemon::start(&home, &["--allow-drill"]);
+    daemon.told(&["drill", "big-bin", "--byte", "5", "--bit", "1"]);
+    let ran = daemon.ask(&["verify"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let reports = ran.object();
+    assert_eq!((&reports[0]["shard_id"], &reports[0]["integrity"]), (&json!("big-bin"), &json!(true)));
+    assert!(reports[0]["error"]["message"].as_str().unwrap().contains("big-bin"), "{reports}");
+    assert_eq!((&reports[1]["shard_id"], &reports[1]["state"]), (&json!("small-bin"), &json!("VERIFIED")));
+    assert_eq!(daemon.told(&["repair", "big-bin"])["repaired"].as_array().unwrap().len(), 1);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn only_this_user_and_root_may_command_it() {
     let home = Home::new();
     let daemon = Daemon::start(&home, &[]);

@@ -1,17 +1,17 @@
 //! A whole verification through the library's public interface: its time, and what it allocates.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use stats_alloc::Region as Counter;
 use vram_residency::audit::AuditTrail;
-use vram_residency::device::Device;
+use vram_residency::device::{CudaDevice, Device, Region};
 use vram_residency::digest::{BlockValue, block_count};
 use vram_residency::seal::SealKey;
 use vram_residency::{ManagerOptions, Policy, Rechecked, ShardId, VramManager};
 
-use super::{Bench, GIB, MIB, median, shown};
+use super::{Bench, GIB, MIB, median, rounds as timed, shown};
 use crate::ALLOCATOR;
 use crate::pattern::Tiled;
 use crate::report::Bar;
@@ -20,13 +20,11 @@ const WORKER: &str = "gpu-check";
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let device = Arc::new(bench.device()?);
+    sweeps(bench, &device)?;
     let room = device.capacity().available_bytes().saturating_sub(GIB) / MIB * MIB;
     let bytes = bench.size(64 * GIB, 5 * MIB).min(room);
     let source = Tiled::new(bytes, bench.size(64, 2), "verify");
-    let mut values = vec![BlockValue::UNKNOWN; block_count(bytes) as usize];
-    let mut staged = device.allocate(bytes, 0)?;
-    staged.fill(&source, &mut values)?;
-    let region = staged.protect()?;
+    let region = filled(&device, &source, bytes)?;
 
     let dir = tempfile::tempdir().context("there is no directory for the audit log")?;
     let secret = [7; 32];
@@ -82,4 +80,39 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let name = format!("heap allocations in {rounds} re-checks");
     sink.counted(&name, "allocations", allocations as u64, Bar::everywhere(0.0));
     Ok(())
+}
+
+/// Many small regions in one sweep and one after the other, against a large one with as many bytes.
+fn sweeps(bench: &Bench<'_>, device: &CudaDevice) -> Result<()> {
+    let (count, each) = (bench.size(2048, 5), 2 * MIB);
+    let bytes = count * each;
+    let source = Tiled::new(bytes, bench.size(64, 2), "sweeps");
+    let took = |name: &str, regions: &[&dyn Region], one_by_one: bool| -> Result<()> {
+        let mut blocks = 0;
+        let seconds = timed(bench.rounds(), || {
+            let began = Instant::now();
+            for regions in regions.chunks(if one_by_one { 1 } else { regions.len().max(1) }) {
+                device.hash_regions(regions, &mut |_, _, values| blocks += values.len() as u64)?;
+            }
+            Ok::<_, anyhow::Error>(began.elapsed())
+        })?;
+        anyhow::ensure!(blocks == bytes / MIB * (bench.rounds() as u64 + 1), "{name}: {blocks} blocks were hashed");
+        bench.sink.timed(name, "TB/s", bytes as f64 / seconds / 1e12, None);
+        Ok(())
+    };
+    let one = filled(device, &source, bytes)?;
+    took(&format!("sweep over one region of {}", shown(bytes)), &[&*one], false)?;
+    drop(one);
+    let small = (0..count).map(|_| filled(device, &source, each)).collect::<Result<Vec<_>>>()?;
+    let small: Vec<&dyn Region> = small.iter().map(|region| &**region).collect();
+    took(&format!("sweep over {count} regions of {}", shown(each)), &small, false)?;
+    took("the same one after the other", &small, true)
+}
+
+/// A sealed region with bytes of a source.
+fn filled(device: &CudaDevice, source: &Tiled, bytes: u64) -> Result<Box<dyn Region>> {
+    let mut values = vec![BlockValue::UNKNOWN; block_count(bytes) as usize];
+    let mut staged = device.allocate(bytes, 0)?;
+    staged.fill(source, &mut values)?;
+    Ok(staged.protect()?)
 }

@@ -100,7 +100,8 @@ impl Pattern {
 
 /// A source that fails at one block.
 struct FailsAt {
-    calls: AtomicU64,
+    /// Blocks that were asked for.
+    blocks: AtomicU64,
     at: u64,
     abandoned: AtomicBool,
 }
@@ -108,8 +109,9 @@ struct FailsAt {
 impl Fill for FailsAt {
     fn fill(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         buffer.fill(1);
-        let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        if call >= self.at { Err(io::Error::other("on purpose")) } else { Ok(()) }
+        let blocks = block_count(buffer.len() as u64);
+        let before = self.blocks.fetch_add(blocks, Ordering::Relaxed);
+        if before.saturating_add(blocks) > self.at { Err(io::Error::other("on purpose")) } else { Ok(()) }
     }
 
     fn abandon(&self) {
@@ -221,7 +223,7 @@ fn failing_fill_leaves_nothing(device: &dyn Device, bytes: u64) -> Result<(), Fa
     for at in 0..blocks {
         let mut staged = device.allocate(bytes, 0).map_err(refused("a region is allocated"))?;
         let mut values = vec![BlockValue::UNKNOWN; usize::try_from(blocks).unwrap_or(0)];
-        let source = FailsAt { calls: AtomicU64::new(0), at, abandoned: AtomicBool::new(false) };
+        let source = FailsAt { blocks: AtomicU64::new(0), at, abandoned: AtomicBool::new(false) };
         let answer = staged.fill(&source, &mut values);
         require(matches!(answer, Err(DeviceError::Source { .. })), "a failing source is reported", bytes, 0)?;
         require(source.abandoned.into_inner(), "a fill that failed is abandoned", bytes, 0)?;

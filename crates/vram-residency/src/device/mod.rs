@@ -12,6 +12,7 @@
 //! This is the only module of the crate in which `unsafe` is allowed.
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -28,6 +29,7 @@ mod cuda;
 mod host;
 pub(crate) mod mapping;
 pub mod measure;
+mod together;
 
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
@@ -37,6 +39,7 @@ pub use cuda::{
 };
 pub(crate) use cuda::{ImportedRegion, Offered};
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
+use together::one_by_one;
 
 /// Which kind of memory a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -307,7 +310,8 @@ pub enum DeviceError {
 
 /// Where the bytes of a region come from while it is filled.
 ///
-/// Called from several threads at once, once for each block, in roughly ascending order.
+/// Called from several threads at once, in roughly ascending order, for one block or several that follow one another, as
+/// wholes: all that a thread takes at a time.
 pub trait Fill: Sync {
     /// Writes the region's bytes from `offset` on into `buffer`, all of it.
     ///
@@ -368,6 +372,23 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// [`DeviceError::InsufficientMemory`] where it does not fit, [`DeviceError::System`] where a step is refused.
     /// Either way nothing stays reserved.
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError>;
+
+    /// Hashes whole regions of this device, together where that is faster. `found` is told of each region's number in
+    /// `regions`, the number of the first of some of its blocks, and their values: of every block once, of each region's
+    /// in ascending order. Allocates nothing.
+    ///
+    /// `found` must be short and must ask the device for nothing: regions may be kept from repair, and what the device
+    /// works with may be taken, until it returns.
+    ///
+    /// # Errors
+    /// The first one of the device. What `found` was told until then is so; nothing is known of other blocks.
+    fn hash_regions(
+        &self,
+        regions: &[&dyn Region],
+        found: &mut dyn FnMut(usize, u64, &[BlockValue]),
+    ) -> Result<(), DeviceError> {
+        one_by_one(regions.iter().copied().enumerate(), found)
+    }
 }
 
 /// A region that is still writable and that nobody else can see.
@@ -376,7 +397,7 @@ pub trait StagedRegion: Send {
     /// device's own memory after the copy. `values` must hold exactly the region's blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Source`] with the first failing offset; the region is then good for nothing but dropping.
+    /// [`DeviceError::Source`] with the offset of the first piece that failed; the region is then good for nothing but dropping.
     fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
     /// Makes the region read-only for ever.
@@ -387,7 +408,7 @@ pub trait StagedRegion: Send {
 }
 
 /// A filled, protected region.
-pub trait Region: Send + Sync + fmt::Debug {
+pub trait Region: Any + Send + Sync + fmt::Debug {
     /// Its length in bytes.
     fn bytes(&self) -> u64;
 

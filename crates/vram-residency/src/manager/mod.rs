@@ -24,6 +24,7 @@ mod past;
 mod recheck;
 mod repair;
 mod sealing;
+mod together;
 mod unseal;
 mod verify;
 

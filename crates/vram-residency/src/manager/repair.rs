@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use zeroize::Zeroizing;
 
-use super::{VramManager, Worker, verify};
+use super::{VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
 use crate::damage::{BlockDamage, DamageKind, Difference, kind_alone, search_budget};
 use crate::device::DeviceError;
@@ -100,7 +100,7 @@ impl Worker {
             Error::SealVerificationFailed { shard_id: Box::new(shard_id), cause }
         })?;
         let mut damaged = Vec::new();
-        verify::find_damage(shard, &mut |block, _actual| damaged.push(block))
+        self.find_damage(shard, &mut |block, _actual| damaged.push(block))
             .inspect_err(|error| self.record_repair_failure(shard, None, error))?;
         if let Some(&block) = damaged.first() {
             if !shard.state().is_damaged() {

@@ -8,7 +8,7 @@ use super::{Recorded, VramManager, Worker, check_text};
 use crate::approval::Approval;
 use crate::attest::KeyId;
 use crate::audit::{AuditEvent, Text};
-use crate::device::{DeviceError, Fill, MemoryCheck, Region, StagedRegion};
+use crate::device::{DeviceError, DeviceKind, Fill, MemoryCheck, Region, StagedRegion};
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
 use crate::error::Error;
 use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
@@ -148,6 +148,8 @@ impl VramManager {
         let sha256 = is_needed.then(OrderedSha256::default);
         let loader = Loader {
             source: file.source(),
+            // Main memory is not where it goes to, and need not keep a copy.
+            once: self.worker.device.info().kind != DeviceKind::Host,
             progress: request.progress,
             sha256: sha256.as_ref(),
             cancelled: request.cancelled,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
 use crate::damage::{DamageKind, Fault};
-use crate::device::{DeviceError, Region, SuspectedPaged};
+use crate::device::{DeviceError, DeviceKind, Region, SuspectedPaged};
 use crate::digest::{BlockValue, Digest, block_count, block_range, block_value, merge};
 use crate::error::{Error, VerifyFailure};
 use crate::freshness::nanoseconds;
@@ -15,8 +15,8 @@ use crate::policy::{OnFailure, Violation};
 use crate::seal::parse_record;
 use crate::shard::{Home, SealedShard, Shard, ShardState};
 
-/// Blocks hashed at a time: their values (32 KiB) live on the stack, so that verifying needs no heap.
-const BATCH: usize = 1024;
+/// What an examination of everything found: what is only suspected, or what is wrong.
+pub(super) type Examined = Result<Option<SuspectedPaged>, VerifyFailure>;
 
 /// A verification that found every byte as sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Verified {
     pub bytes: u64,
     /// The digest of what is resident, equal to the sealed one.
     pub digest: Digest,
-    /// How long it took.
+    /// How long it took; of a shard that was verified with others, how long hashing all of them took.
     pub duration: Duration,
     /// When: nanoseconds since 1970-01-01 UTC.
     pub at_ns: u64,
@@ -88,18 +88,37 @@ impl Worker {
         let span = tracing::info_span!("verify", %shard_id, bytes = shard.statement.bytes);
         let _entered = span.enter();
         let _alone = shard.begin_check();
+        self.may_be_checked(shard)?;
+        self.check(shard)
+    }
+
+    /// Refuses what is known to be damaged. The caller has begun a check.
+    pub(super) fn may_be_checked(&self, shard: &Shard) -> Result<(), Error> {
         self.device_is_trusted()?;
         if shard.state().is_out() {
-            return Err(Error::Quarantined { shard_id: Box::new(shard_id) });
+            return Err(Error::Quarantined { shard_id: Box::new(shard.statement.shard_id) });
         }
-        self.check(shard)
+        Ok(())
     }
 
     /// Examines a shard, whatever its state, and sets its state accordingly. The caller has begun a check.
     pub(super) fn check(&self, shard: &Shard) -> Result<Verified, Error> {
         let started = self.trail.monotonic();
-        match self.examine(shard) {
-            Ok(Ok(paged)) => self.passed(shard, started, paged),
+        let examined = self.examine(shard);
+        let duration = self.trail.monotonic().saturating_sub(started);
+        self.conclude(shard, started, duration, examined)
+    }
+
+    /// Sets the state of a shard by what was found, and records that.
+    pub(super) fn conclude(
+        &self,
+        shard: &Shard,
+        started: Duration,
+        duration: Duration,
+        examined: Result<Examined, Error>,
+    ) -> Result<Verified, Error> {
+        match examined {
+            Ok(Ok(paged)) => self.passed(shard, started, duration, paged),
             Ok(Err(cause)) => Err(self.failed(shard, cause)),
             Err(error) => {
                 self.not_carried_out(shard, &error);
@@ -131,13 +150,18 @@ impl Worker {
     }
 
     /// Everything that can be checked about a shard.
-    pub(super) fn examine(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
+    pub(super) fn examine(&self, shard: &Shard) -> Result<Examined, Error> {
         if let Err(cause) = self.examine_seal(shard) {
             return Ok(Err(cause));
         }
-        let statement = &shard.statement;
         let mut damaged = Vec::new();
-        find_damage(shard, &mut |block, actual| damaged.push((block, actual)))?;
+        self.find_damage(shard, &mut |block, actual| damaged.push((block, actual)))?;
+        self.judge(shard, damaged)
+    }
+
+    /// What is left to check where every block was hashed, and some of them were not as sealed.
+    pub(super) fn judge(&self, shard: &Shard, damaged: Vec<(u64, BlockValue)>) -> Result<Examined, Error> {
+        let statement = &shard.statement;
         let mut confirmed = Vec::new();
         for (block, actual) in damaged {
             if self.confirm(shard, block)? {
@@ -160,7 +184,7 @@ impl Worker {
     }
 
     /// Whether the memory still is what was signed, as the device states it now. What is only suspected is noted.
-    pub(crate) fn examine_memory(&self, shard: &Shard) -> Result<Result<Option<SuspectedPaged>, VerifyFailure>, Error> {
+    pub(crate) fn examine_memory(&self, shard: &Shard) -> Result<Examined, Error> {
         let statement = &shard.statement;
         let check = shard.region()?.check_memory()?;
         if let Some(foreign) = check.foreign {
@@ -183,6 +207,14 @@ impl Worker {
             tracing::warn!(first_block, blocks, "blocks are read far more slowly than the others: suspected paged");
         }
         Ok(Ok(check.suspected_paged))
+    }
+
+    /// Calls `damaged` with each block whose resident bytes are not as sealed, in ascending order, and its value.
+    pub(super) fn find_damage(&self, shard: &Shard, damaged: &mut dyn FnMut(u64, BlockValue)) -> Result<(), Error> {
+        let mut comparison = Comparison::new(shard);
+        let found = &mut |_, first, values: &[BlockValue]| comparison.compare(first, values, damaged);
+        self.device.hash_regions(&[shard.region()?], found)?;
+        if comparison.is_complete() { Ok(()) } else { Err(incomplete(shard.statement.device_kind).into()) }
     }
 
     /// Reads a block that was found damaged once more, by another way: its bytes, hashed by this thread. Whether it is
@@ -215,10 +247,10 @@ impl Worker {
         &self,
         shard: &Shard,
         started: Duration,
+        duration: Duration,
         suspected_paged: Option<SuspectedPaged>,
     ) -> Result<Verified, Error> {
         let statement = &shard.statement;
-        let duration = self.trail.monotonic().saturating_sub(started);
         let verified = Verified {
             bytes: statement.bytes,
             digest: statement.digest,
@@ -326,22 +358,41 @@ pub(super) fn hash_all(region: &dyn Region) -> Result<Box<[BlockValue]>, Error> 
     Ok(values)
 }
 
-/// Calls `damaged` with each block whose resident bytes are not as sealed, in ascending order, and its value.
-pub(super) fn find_damage(shard: &Shard, damaged: &mut dyn FnMut(u64, BlockValue)) -> Result<(), Error> {
-    let region = shard.region()?;
-    let mut buffer = [BlockValue::UNKNOWN; BATCH];
-    let mut first = 0_u64;
-    for sealed in shard.values.chunks(BATCH) {
-        let actual = buffer.get_mut(..sealed.len()).unwrap_or_default();
-        region.hash_blocks(first, actual)?;
-        for (block, (sealed, actual)) in (first..).zip(sealed.iter().zip(&*actual)) {
+/// Hashes compared with what was sealed, while a device hands them over.
+pub(super) struct Comparison<'a> {
+    sealed: &'a [BlockValue],
+    compared: u64,
+}
+
+impl<'a> Comparison<'a> {
+    pub(super) fn new(shard: &'a Shard) -> Self {
+        Self { sealed: &shard.values, compared: 0 }
+    }
+
+    /// Calls `damaged` with each of some blocks that are not as sealed, in ascending order, and its value.
+    pub(super) fn compare(&mut self, first: u64, values: &[BlockValue], damaged: &mut dyn FnMut(u64, BlockValue)) {
+        let sealed = usize::try_from(first).ok().and_then(|first| self.sealed.get(first..)).unwrap_or_default();
+        for (block, (sealed, actual)) in (first..).zip(sealed.iter().zip(values)) {
             if sealed != actual {
                 damaged(block, *actual);
             }
         }
-        first = first.saturating_add(sealed.len() as u64);
+        // Only what continues the row counts: a block that was left out must not be made good by another one.
+        if first == self.compared {
+            self.compared = first.saturating_add(sealed.len().min(values.len()) as u64);
+        }
     }
-    Ok(())
+
+    /// Whether every block was compared.
+    pub(super) fn is_complete(&self) -> bool {
+        self.compared == self.sealed.len() as u64
+    }
+}
+
+/// What a device that left blocks out is told to have done.
+pub(super) fn incomplete(device: DeviceKind) -> DeviceError {
+    let source = std::io::ErrorKind::UnexpectedEof.into();
+    DeviceError::System { device, step: "hash every block of a region", source }
 }
 
 /// The digest of what is resident: the sealed block values, but for the damaged ones.

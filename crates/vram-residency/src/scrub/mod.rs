@@ -233,6 +233,12 @@ impl Scrubber {
         self.core.verify_now(shard)
     }
 
+    /// Verifies many shards now, as [`VramManager::verify_all`] does, then does what the policy says about each that is
+    /// damaged, and tells of it after that.
+    pub fn verify_all_now(&self, shards: &[SealedShard], told: &mut dyn FnMut(usize, Result<Verified, Error>)) {
+        self.core.verify_all_now(shards, told);
+    }
+
     /// Repairs a shard now from the source it is watched with.
     ///
     /// # Errors

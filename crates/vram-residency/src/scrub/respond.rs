@@ -24,7 +24,28 @@ impl Core {
 
     pub(super) fn verify_now(&self, shard: &SealedShard) -> Result<Verified, Error> {
         let verified = self.worker.verify_own(shard);
-        if let Err(Error::SealVerificationFailed { cause, .. }) = &verified
+        self.answer(shard, &verified);
+        verified
+    }
+
+    pub(super) fn verify_all_now(&self, shards: &[SealedShard], told: &mut dyn FnMut(usize, Result<Verified, Error>)) {
+        let mut failed = Vec::new();
+        self.worker.verify_all(shards, &mut |index, outcome| match outcome {
+            Ok(_) => told(index, outcome),
+            // A repair takes its time, and the others are not to wait for it.
+            Err(_) => failed.push((index, outcome)),
+        });
+        for (index, outcome) in failed {
+            if let Some(shard) = shards.get(index) {
+                self.answer(shard, &outcome);
+            }
+            told(index, outcome);
+        }
+    }
+
+    /// Does what the policy says about damage that a full verification found.
+    fn answer(&self, shard: &SealedShard, verified: &Result<Verified, Error>) {
+        if let Err(Error::SealVerificationFailed { cause, .. }) = verified
             && let Some((block, _)) = cause.first_block()
         {
             let source = self.lanes().of(&shard.inner).and_then(|lane| lane.source.clone());
@@ -34,7 +55,6 @@ impl Core {
                 self.respond(&shard.inner, block, source.as_deref());
             }
         }
-        verified
     }
 
     pub(super) fn repair_now(&self, shard: &SealedShard) -> Result<RepairReport, Error> {

@@ -118,53 +118,53 @@ fn show(answer: &Value, is_one: bool, out: &Out) {
     }
 }
 
-/// Verifies one shard, or each. One that is not sealed cannot be verified: it is named, and the others are verified.
+/// Verifies one shard, or all in one sweep. One that cannot be verified is named, and the others are verified.
 fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure> {
-    let (shards, unsealed) = match one {
-        Some(shard) => (vec![shard], Vec::new()),
-        None => {
-            let status = daemon.ask(Method::GET, "/v1/status", None)?;
-            let id = |shard: &Value| shard.get("shard_id").and_then(Value::as_str).map(str::to_owned);
-            let list = |name: &str| status.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-            let ids: Vec<String> = list("shards").iter().filter_map(id).collect();
-            let unsealed = list("unsealed");
-            if ids.is_empty() && unsealed.is_empty() {
-                let message = "nothing was verified: no shard is resident; vram load FILE loads one";
-                return Err(Failure::new("no-shard", message));
-            }
-            (ids, unsealed)
-        }
-    };
-    let (mut reports, mut damaged, mut left_out) = (Vec::new(), None, None);
-    for shard in shards {
-        match daemon.ask(Method::POST, &format!("/v1/shards/{shard}/verify"), None) {
-            Ok(report) => {
-                table::shard_line("verified", &report, out);
-                reports.push(report);
-            }
+    let reports = match one {
+        Some(shard) => match daemon.ask(Method::POST, &format!("/v1/shards/{shard}/verify"), None) {
             Err(failure) if failure.exit == Exit::Integrity => {
-                out.line(format_args!("{} {}", out.styled(Style::Red, "damaged"), printable(&failure.message)));
-                reports.push(json!({ "shard_id": shard, "error": &failure }));
-                damaged.get_or_insert(failure);
+                vec![json!({ "shard_id": shard, "error": &failure, "integrity": true })]
             }
-            Err(failure) => return Err(failure),
+            answer => vec![answer?],
+        },
+        None => daemon.ask(Method::POST, "/v1/verify", None)?.as_array().cloned().unwrap_or_default(),
+    };
+    let mut worst: Option<Failure> = None;
+    for report in &reports {
+        let Some(failure) = told(report) else {
+            table::shard_line("verified", report, out);
+            continue;
+        };
+        let (word, style) = match failure.exit {
+            Exit::Integrity => ("damaged", Style::Red),
+            _ if failure.kind == "unsealed" => ("unsealed", Style::Yellow),
+            _ => ("unverified", Style::Yellow),
+        };
+        out.line(format_args!("{} {}", out.styled(style, word), printable(&failure.message)));
+        // Damage is the worst news, and what could not be checked is worse than what is no seal's affair.
+        let weight = |failure: &Failure| (failure.exit == Exit::Integrity, failure.kind != "unsealed");
+        if worst.as_ref().is_none_or(|worst| weight(&failure) > weight(worst)) {
+            worst = Some(failure);
         }
-    }
-    for shard in &unsealed {
-        let said = |name: &str| shard.get(name).and_then(Value::as_str).unwrap_or_default();
-        let (id, reason) = (said("shard_id"), said("reason"));
-        let message = format!("'{id}' is not sealed ({reason}) and was not verified; reseal it or release it");
-        let failure = Failure::new("unsealed", message);
-        out.line(format_args!("{} {}", out.styled(Style::Yellow, "unsealed"), printable(&failure.message)));
-        reports.push(json!({ "shard_id": id, "error": &failure }));
-        left_out.get_or_insert(failure);
     }
     out.object(&reports);
-    // Damage is the worse news.
-    match damaged.or(left_out) {
+    match worst {
         None => Ok(()),
         Some(failure) => Err(Failure { in_report: true, ..failure }),
     }
+}
+
+/// Why a shard was not found as sealed, where a report says so.
+fn told(report: &Value) -> Option<Failure> {
+    let error = report.get("error")?;
+    let said = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
+    let message = said("message").to_owned();
+    Some(match (report.get("integrity").and_then(Value::as_bool), said("kind")) {
+        (Some(true), _) => Failure::integrity("verification", message),
+        (_, "unsealed") => Failure::new("unsealed", message),
+        (_, "busy") => Failure::new("busy", message),
+        _ => Failure::new("daemon", message),
+    })
 }
 
 /// Exit 3 where a shard is damaged.
@@ -249,6 +249,7 @@ impl Daemon {
             Some("leased") => Failure::new("leased", message),
             Some("forbidden") => Failure::new("forbidden", message),
             Some("unknown-shard") => Failure::new("unknown-shard", message),
+            Some("no-shard") => Failure::new("no-shard", message),
             _ => Failure::new("daemon", message),
         })
     }

@@ -1,11 +1,12 @@
 //! The shards that the daemon holds, and what can be done with them. Everything here may block; nothing here is HTTP.
 
 mod lending;
+mod verify;
 mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use vram_residency::actor::{Acting, SubjectKey};
@@ -13,7 +14,7 @@ use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
 use vram_residency::scrub::Scrubber;
 use vram_residency::{
-    Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, Verified, VramManager,
+    Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, VramManager,
 };
 
 use super::blocks::Maps;
@@ -143,7 +144,7 @@ impl Registry {
         let shard = self.manager.seal_file(&job.file, &request).map_err(|error| job.retell(error))?;
         let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
         let verified = self.manager.verify_sealed(&shard)?;
-        self.note_speed(&verified);
+        self.note_speed(verified.bytes, verified.duration);
         Ok((shard, hashed))
     }
 
@@ -275,31 +276,6 @@ impl Registry {
         }
     }
 
-    /// Verifies a whole shard, one at a time; the policy acts where that fails.
-    pub(super) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
-        let shard = self.sealed(shard_id)?;
-        let _turn = self.begin_verifying()?;
-        self.verify_shard(&shard)?;
-        Ok(self.view(&shard))
-    }
-
-    /// Nobody else verifies until this is dropped.
-    pub(super) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
-        match self.verifying.try_lock() {
-            Ok(turn) => Ok(turn),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
-            }
-        }
-    }
-
-    pub(super) fn verify_shard(&self, shard: &SealedShard) -> Result<Verified, Failure> {
-        let verified = self.scrubber.verify_now(shard)?;
-        self.note_speed(&verified);
-        Ok(verified)
-    }
-
     /// The names of everything that is held, sealed or not.
     pub(super) fn ids(&self) -> Vec<ShardId> {
         lock(&self.places).keys().copied().collect()
@@ -403,12 +379,12 @@ impl Registry {
     }
 
     /// The crew hashes with every thread; the scrub with one.
-    fn note_speed(&self, verified: &Verified) {
+    fn note_speed(&self, bytes: u64, duration: Duration) {
         let threads = std::thread::available_parallelism().map_or(1.0, |threads| threads.get() as f64);
-        let seconds = verified.duration.as_secs_f64();
+        let seconds = duration.as_secs_f64();
         // Too short to say anything.
         if seconds > 0.001 {
-            *lock(&self.speed) = verified.bytes as f64 / seconds / threads;
+            *lock(&self.speed) = bytes as f64 / seconds / threads;
         }
     }
 }

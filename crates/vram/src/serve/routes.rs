@@ -56,6 +56,7 @@ type Answer<T> = Result<Json<T>, Refusal>;
 /// For anybody who can reach the port: to look. What costs work needs the token.
 pub(super) fn public(shared: Shared) -> Router {
     let guarded = Router::new()
+        .route("/v1/verify", post(verify_all))
         .route("/v1/shards/{id}/verify", post(verify))
         .route("/v1/attest", post(attest))
         .route_layer(middleware::from_fn(complete))
@@ -71,6 +72,7 @@ pub(super) fn control(shared: Shared) -> Router {
         .route("/v1/attest", post(attest))
         .route("/v1/shards", post(load))
         .route("/v1/shards/{id}", axum::routing::delete(release))
+        .route("/v1/verify", post(verify_all))
         .route("/v1/shards/{id}/verify", post(verify))
         .route("/v1/shards/{id}/repair", post(repair))
         .route("/v1/shards/{id}/unseal", post(unseal))
@@ -229,6 +231,10 @@ async fn published_file(State(shared): State<Shared>, Named(name): Named<String>
 
 async fn verify(State(shared): State<Shared>, Id(id): Id) -> Answer<impl Serialize> {
     work(move || shared.registry.verify(&id)).await
+}
+
+async fn verify_all(State(shared): State<Shared>) -> Answer<impl Serialize> {
+    work(move || shared.registry.verify_all()).await
 }
 
 /// Every byte of the answer is signed for, or part of what is checked: it is sent as it was made.

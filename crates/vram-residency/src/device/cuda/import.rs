@@ -91,10 +91,8 @@ impl ImportedRegion {
         let (lanes, kernels) = (self.lanes()?, self.kernels()?);
         let mut values = vec![BlockValue::UNKNOWN; usize::try_from(block_count(self.bytes())).unwrap_or(usize::MAX)];
         let region = (self.start(), self.bytes());
-        for (first, values) in (0_u64..).step_by(LAUNCH_BLOCKS).zip(values.chunks_mut(LAUNCH_BLOCKS)) {
-            // SAFETY: as above.
-            unsafe { lanes.take().hash(kernels, HashVariant::Plain, region, first, values) }?;
-        }
+        // SAFETY: as above.
+        unsafe { lanes.take().hash(kernels, HashVariant::Plain, region, &mut values) }?;
         Ok(merge(&values).unwrap_or(Digest::from_bytes([0; 32])))
     }
 

@@ -1,6 +1,7 @@
 //! A lane: a stream and the buffers that a scan needs, made once, so that a scan allocates nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -16,8 +17,7 @@ const TRIAL_BLOCKS: [usize; 3] = [1, 16, 128];
 const TRIAL_ROUNDS: usize = 3;
 const TRIAL_ENOUGH: Duration = Duration::from_millis(10);
 
-/// Most segments of a launch: those of a trial where the lane has scratch memory for a single block.
-const MOST_SEGMENTS: usize = 128;
+const STEP: &str = "hash resident bytes";
 
 /// Bytes that are copied at once where a region is looked at or repaired.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -28,40 +28,58 @@ const TOO_MUCH: CudaError = CudaError::OutOfMemory { step: "copy so much at once
 pub(super) struct Lane {
     context: Arc<Context>,
     stream: Stream,
+    /// The launches' scratch memory: the stream does one after the other.
+    scratch: DeviceBuffer,
+    /// For two launches, so that the device has the next one while the host looks at the values of the last.
+    slots: [Slot; 2],
+    /// Most blocks of a launch, and most segments.
+    blocks: usize,
+    /// A region's bytes on their way. The driver would take others through memory of its own, which nobody wipes.
+    window: PinnedBuffer,
+}
+
+/// What a launch has of its own.
+#[derive(Debug)]
+struct Slot {
     began: Event,
     ended: Event,
-    scratch: DeviceBuffer,
+    /// The values are there.
+    arrived: Event,
     values: DeviceBuffer,
     segments: DeviceBuffer,
     /// The table on its way there, and the values on their way back.
     table: PinnedBuffer,
     results: PinnedBuffer,
-    /// A region's bytes on their way. The driver would take others through memory of its own, which nobody wipes.
-    window: PinnedBuffer,
-    /// Most blocks of a launch.
-    blocks: usize,
+}
+
+impl Slot {
+    fn new(context: &Arc<Context>, blocks: usize) -> Result<Self, CudaError> {
+        let (table, values) = (blocks.saturating_mul(SEGMENT_BYTES), blocks.saturating_mul(VALUE_BYTES));
+        Ok(Self {
+            began: Event::new(context)?,
+            ended: Event::new(context)?,
+            arrived: Event::new(context)?,
+            values: DeviceBuffer::new(context, values)?,
+            segments: DeviceBuffer::new(context, table)?,
+            table: PinnedBuffer::new(context, table)?,
+            results: PinnedBuffer::new(context, values)?,
+        })
+    }
 }
 
 impl Lane {
     fn new(context: &Arc<Context>, blocks: usize) -> Result<Self, CudaError> {
-        let bytes = |each: usize| blocks.saturating_mul(each);
-        let table = SEGMENT_BYTES.saturating_mul(MOST_SEGMENTS);
         Ok(Self {
             stream: Stream::new(context)?,
-            began: Event::new(context)?,
-            ended: Event::new(context)?,
-            scratch: DeviceBuffer::new(context, bytes(SCRATCH_PER_BLOCK))?,
-            values: DeviceBuffer::new(context, bytes(VALUE_BYTES))?,
-            segments: DeviceBuffer::new(context, table)?,
-            table: PinnedBuffer::new(context, table)?,
-            results: PinnedBuffer::new(context, bytes(VALUE_BYTES))?,
+            scratch: DeviceBuffer::new(context, blocks.saturating_mul(SCRATCH_PER_BLOCK))?,
+            slots: [Slot::new(context, blocks)?, Slot::new(context, blocks)?],
             window: PinnedBuffer::new(context, WINDOW_BYTES)?,
             context: Arc::clone(context),
             blocks,
         })
     }
 
-    /// Hashes blocks of a region, as many as there are values: at most those of a launch. Says how long the device took.
+    /// Hashes a region from its start on, as many blocks as there are values.
     ///
     /// # Safety
     /// The region's bytes are readable, and stay, while this runs.
@@ -69,74 +87,29 @@ impl Lane {
         &mut self,
         kernels: &Kernels,
         variant: HashVariant,
-        region: (Address, u64),
-        first_block: u64,
+        (address, region_bytes): (Address, u64),
         values: &mut [BlockValue],
-    ) -> Result<Duration, CudaError> {
-        let blocks = values.len().min(self.blocks);
-        let end = blocks as u64;
-        let segment = Segment { address: region.0, region_bytes: region.1, first_block, end };
-        // SAFETY: the segment is of the caller's region, and the lane has room for so many blocks.
-        let took = unsafe { self.launch(kernels, variant, &[segment], blocks) }?;
-        let (results, []) = self.results.bytes().as_chunks::<VALUE_BYTES>() else { return Ok(took) };
-        for (value, result) in values.iter_mut().zip(results) {
-            *value = BlockValue::from_bytes(*result);
-        }
-        Ok(took)
-    }
-
-    /// Hashes the blocks of some segments into `results`.
-    ///
-    /// # Safety
-    /// The segments' bytes are readable and stay while this runs; there are at most `self.blocks` blocks to return, and
-    /// scratch memory for all of them.
-    unsafe fn launch(
-        &mut self,
-        kernels: &Kernels,
-        variant: HashVariant,
-        segments: &[Segment],
-        blocks: usize,
-    ) -> Result<Duration, CudaError> {
-        let context = Arc::clone(&self.context);
-        let _current = context.enter()?;
-        for (to, segment) in self.table.bytes_mut().chunks_exact_mut(SEGMENT_BYTES).zip(segments) {
-            to.copy_from_slice(&segment.to_bytes());
-        }
-        // SAFETY: the caller's; and the wait below ends every use of the buffers, whatever came of it.
-        let asked = unsafe { self.ask(kernels, variant, segments.len(), blocks) };
-        let waited = self.stream.wait("hash resident bytes");
-        asked.and(waited)?;
-        self.ended.since(&self.began)
-    }
-
-    /// Puts a whole scan into the stream.
-    ///
-    /// # Safety
-    /// As for `launch`, until the stream has done it.
-    unsafe fn ask(
-        &mut self,
-        kernels: &Kernels,
-        variant: HashVariant,
-        segments: usize,
-        blocks: usize,
     ) -> Result<(), CudaError> {
-        let bytes = segments.saturating_mul(SEGMENT_BYTES);
-        // SAFETY: both buffers are of this size at least, and the caller waits.
-        unsafe { self.table.copy_to(self.segments.start(), bytes, &self.stream) }?;
-        self.began.record(&self.stream)?;
-        let launch = Launch {
-            segments: self.segments.start(),
-            segment_count: u32::try_from(segments).unwrap_or(0),
-            blocks: u32::try_from(blocks).unwrap_or(0),
-            scratch: self.scratch.start(),
-            values: self.values.start(),
-            key: None,
-        };
-        // SAFETY: the caller's, and the lane's buffers are large enough for `blocks`.
-        unsafe { kernels.hash(variant, &self.stream, launch) }?;
-        self.ended.record(&self.stream)?;
-        // SAFETY: both buffers are of this size at least, and the caller waits.
-        unsafe { self.results.copy_from(self.values.start(), blocks.saturating_mul(VALUE_BYTES), &self.stream) }
+        let (context, most) = (Arc::clone(&self.context), self.blocks);
+        let _current = context.enter()?;
+        let mut flight = Flight::new(self, kernels, variant);
+        let (mut which, mut first_block) = (false, 0_u64);
+        let mut under_way: Option<&mut [BlockValue]> = None;
+        // At last nothing is begun, and what is under way is waited for.
+        for next in values.chunks_mut(most).map(Some).chain([None]) {
+            if let Some(values) = &next {
+                let segment = Segment { address, region_bytes, first_block, end: values.len() as u64 };
+                // SAFETY: the segment is of the caller's region, and a launch has so many blocks.
+                unsafe { flight.begin(which, std::iter::once(segment), values.len()) }?;
+                first_block = first_block.saturating_add(segment.end);
+            }
+            if let Some(values) = std::mem::replace(&mut under_way, next) {
+                let (results, _) = flight.finish(!which)?;
+                values.iter_mut().zip(results).for_each(|(to, value)| *to = BlockValue::from_bytes(*value));
+            }
+            which = !which;
+        }
+        Ok(())
     }
 
     /// Copies bytes from the device.
@@ -192,28 +165,127 @@ impl Drop for Wiped<'_> {
     }
 }
 
+/// Launches of a lane that are under way, at most one in each slot. Whatever ends this early, a panic included, what was
+/// begun is waited for: the context stays entered for as long.
+pub(super) struct Flight<'a> {
+    lane: &'a mut Lane,
+    kernels: &'a Kernels,
+    variant: HashVariant,
+    under_way: [bool; 2],
+}
+
+impl<'a> Flight<'a> {
+    pub(super) fn new(lane: &'a mut Lane, kernels: &'a Kernels, variant: HashVariant) -> Self {
+        Self { lane, kernels, variant, under_way: [false; 2] }
+    }
+
+    /// Asks for the values of some segments' blocks. No launch is under way in the slot.
+    ///
+    /// # Safety
+    /// The segments' bytes are readable and stay until this value is dropped. There are at most as many blocks as a lane's
+    /// launch has, and no more segments.
+    pub(super) unsafe fn begin(
+        &mut self,
+        which: bool,
+        segments: impl Iterator<Item = Segment>,
+        blocks: usize,
+    ) -> Result<(), CudaError> {
+        let Lane { stream, scratch, slots: [first, second], .. } = &mut *self.lane;
+        let [first_under_way, second_under_way] = &mut self.under_way;
+        let (slot, under_way) = if which { (second, second_under_way) } else { (first, first_under_way) };
+        let mut count = 0_usize;
+        for (to, segment) in slot.table.bytes_mut().chunks_exact_mut(SEGMENT_BYTES).zip(segments) {
+            to.copy_from_slice(&segment.to_bytes());
+            count = count.saturating_add(1);
+        }
+        // From here on something may be under way, also where a step is refused.
+        *under_way = true;
+        let bytes = count.saturating_mul(SEGMENT_BYTES);
+        // SAFETY: both buffers are of this size at least, and stay alone until the launch is waited for.
+        unsafe { slot.table.copy_to(slot.segments.start(), bytes, stream) }?;
+        slot.began.record(stream)?;
+        let launch = Launch {
+            segments: slot.segments.start(),
+            segment_count: u32::try_from(count).unwrap_or(0),
+            blocks: u32::try_from(blocks).unwrap_or(0),
+            scratch: scratch.start(),
+            values: slot.values.start(),
+            key: None,
+        };
+        // SAFETY: the caller's, and the lane's buffers are large enough for `blocks`; the stream's order keeps the launch
+        // before this one out of the scratch memory.
+        unsafe { self.kernels.hash(self.variant, stream, launch) }?;
+        slot.ended.record(stream)?;
+        // SAFETY: both buffers are of this size at least, and stay alone until the launch is waited for.
+        unsafe { slot.results.copy_from(slot.values.start(), blocks.saturating_mul(VALUE_BYTES), stream) }?;
+        slot.arrived.record(stream)
+    }
+
+    /// Waits for the launch of a slot: its values, in the order of its blocks, and how long the device took for it alone.
+    pub(super) fn finish(&mut self, which: bool) -> Result<(&[[u8; VALUE_BYTES]], Duration), CudaError> {
+        let [first, second] = &self.lane.slots;
+        let [first_under_way, second_under_way] = &mut self.under_way;
+        let (slot, under_way) = if which { (second, second_under_way) } else { (first, first_under_way) };
+        slot.arrived.wait(STEP)?;
+        *under_way = false;
+        let took = slot.ended.since(&slot.began)?;
+        let (values, _) = slot.results.bytes().as_chunks::<VALUE_BYTES>();
+        Ok((values, took))
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if self.under_way.contains(&true) {
+            // Where even that fails, the context is given up. The error that led here is already on its way.
+            let _ = self.lane.stream.wait(STEP);
+        }
+    }
+}
+
 /// Two lanes: so that a scan and a check of single blocks do not wait for each other.
 #[derive(Debug)]
 pub(super) struct Lanes {
     first: Mutex<Lane>,
     second: Mutex<Lane>,
+    /// How many wait for one.
+    waiting: AtomicUsize,
 }
 
 impl Lanes {
     /// Lanes for launches of at most `blocks` blocks.
     pub(super) fn new(context: &Arc<Context>, blocks: usize) -> Result<Self, CudaError> {
         let blocks = blocks.max(1);
-        Ok(Self { first: Mutex::new(Lane::new(context, blocks)?), second: Mutex::new(Lane::new(context, blocks)?) })
+        let (first, second) = (Mutex::new(Lane::new(context, blocks)?), Mutex::new(Lane::new(context, blocks)?));
+        Ok(Self { first, second, waiting: AtomicUsize::new(0) })
     }
 
-    /// One that is free, or else the first that becomes free.
+    /// One that is free, or else the first, when it is. A region may be held for reading or for a repair meanwhile, so
+    /// nobody who has a lane waits for a region.
     pub(super) fn take(&self) -> MutexGuard<'_, Lane> {
-        self.first.try_lock().or_else(|| self.second.try_lock()).unwrap_or_else(|| self.first.lock())
+        self.first.try_lock().or_else(|| self.second.try_lock()).unwrap_or_else(|| {
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            let lane = self.first.lock();
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            lane
+        })
+    }
+
+    /// Whether somebody waits for a lane: who has one for long gives it back between two launches.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Gives a lane to who waits for it, if somebody does.
+    pub(super) fn give_back(lane: MutexGuard<'_, Lane>) {
+        MutexGuard::unlock_fair(lane);
     }
 
     /// Measures both variants on scratch memory and says which is faster on this device; the plain one where they are equal.
     pub(super) fn faster(&self, kernels: &Kernels) -> Result<HashVariant, CudaError> {
         let (mut lane, other) = (self.first.lock(), self.second.lock());
+        let context = Arc::clone(&lane.context);
+        let _current = context.enter()?;
         let mut best = [Duration::MAX; 2];
         let most = lane.blocks;
         for blocks in TRIAL_BLOCKS.into_iter().filter(|blocks| *blocks <= most) {
@@ -223,8 +295,11 @@ impl Lanes {
             // The first round warms up.
             for round in 0..=TRIAL_ROUNDS {
                 for (variant, best) in HashVariant::ALL.into_iter().zip(&mut best) {
-                    // SAFETY: the other lane's scratch memory is readable, and locked; the lane has room for the blocks.
-                    let took = unsafe { lane.launch(kernels, variant, &segments, blocks) }?;
+                    let mut flight = Flight::new(&mut lane, kernels, variant);
+                    // SAFETY: the other lane's scratch memory is readable, and locked; the lane has room for the blocks, and
+                    // no segment is without one.
+                    unsafe { flight.begin(false, segments.iter().copied(), blocks) }?;
+                    let (_, took) = flight.finish(false)?;
                     if round > 0 {
                         *best = took.min(*best);
                     }

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::crew::Crew;
 use super::{Capacity, Device, DeviceError, DeviceInfo, DeviceKind, DeviceUuid, Region, StagedRegion};
 use crate::attest::statement::Driver as DriverStatement;
+use crate::digest::BlockValue;
 use driver::{Address, Context, DeviceAttribute, Driver, Ordinal, granularity};
 use fingerprint::Fingerprinter;
 use kernels::Kernels;
@@ -32,6 +33,7 @@ mod region;
 mod residency;
 mod speed;
 mod survey;
+mod sweep;
 mod write_test;
 
 pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
@@ -236,6 +238,14 @@ impl Device for CudaDevice {
 
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
         Ok(Box::new(CudaRegion::allocate(&self.shared, bytes, lead_bytes)?))
+    }
+
+    fn hash_regions(
+        &self,
+        regions: &[&dyn Region],
+        found: &mut dyn FnMut(usize, u64, &[BlockValue]),
+    ) -> Result<(), DeviceError> {
+        sweep::hash_regions(&self.shared, regions, found)
     }
 }
 

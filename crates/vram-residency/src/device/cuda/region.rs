@@ -3,15 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 use zeroize::Zeroizing;
 
 use super::driver::{Access, Address, Context, CudaError, Mapped};
 use super::ledger::Reservation;
 use super::residency::{self, Sealed};
 use super::speed::Speeds;
-use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused, system};
+use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused, sweep, system};
 use crate::device::{
     DeviceError, Export, Fill, Foreign, MemoryCheck, Protection, Region, Residency, StagedRegion, SuspectedPaged,
     check_blocks, check_range,
@@ -99,8 +100,27 @@ impl CudaRegion {
         &self.shared.context
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Keeps repairs out until the guard is dropped, once none is under way.
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, ()> {
+        self.repair.read_recursive()
+    }
+
+    /// The same, where none is under way now.
+    pub(super) fn read_unless_repaired(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.repair.try_read_recursive()
+    }
+
+    /// A launch for blocks of this region alone was measured.
+    pub(super) fn note_speed(&self, first_block: u64, blocks: u64, took: Duration) {
+        self.speeds.note(first_block, blocks, took);
+    }
+
     /// Where the region's first byte is.
-    fn start(&self) -> Address {
+    pub(super) fn start(&self) -> Address {
         match &self.memory {
             Memory::Owned(mapped) => mapped.start().plus(self.lead),
             Memory::Adopted(start) => *start,
@@ -135,21 +155,6 @@ impl CudaRegion {
         }
     }
 
-    /// Hashes blocks launch by launch. No repair runs meanwhile.
-    fn hash_launches(&self, first: u64, values: &mut [BlockValue]) -> Result<(), CudaError> {
-        let shared = &self.shared;
-        let mut first = first;
-        for values in values.chunks_mut(shared.launch_blocks) {
-            let region = (self.start(), self.bytes);
-            // SAFETY: the region is mapped and readable for as long as `self` lives.
-            let took = unsafe { shared.lanes.take().hash(&shared.kernels, shared.variant, region, first, values) }?;
-            let blocks = values.len() as u64;
-            self.speeds.note(first, blocks, took);
-            first = first.saturating_add(blocks);
-        }
-        Ok(())
-    }
-
     /// No repair runs meanwhile. Reads what was slow once more: something else may have kept the device busy. What stays slow is suspected.
     fn suspected_paged(&self) -> Result<Option<SuspectedPaged>, CudaError> {
         let mut again = Ok(());
@@ -157,7 +162,7 @@ impl CudaRegion {
             let mut values = [BlockValue::UNKNOWN; MOST_LAUNCH_BLOCKS];
             let values = values.get_mut(..self.shared.launch_blocks).unwrap_or_default();
             if again.is_ok() {
-                again = self.hash_launches(first, values);
+                again = sweep::hash_blocks(self, first, values);
             }
         });
         again?;
@@ -229,8 +234,7 @@ impl Region for CudaRegion {
 
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {
         check_blocks(first, values.len(), self.bytes)?;
-        let _no_repair = self.repair.read_recursive();
-        Ok(self.hash_launches(first, values)?)
+        Ok(sweep::hash_blocks(self, first, values)?)
     }
 
     fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {

@@ -113,6 +113,8 @@ pub(in crate::device::cuda) enum DeviceAttribute {
     ComputeCapabilityMinor = 76,
     VirtualMemoryManagement = 102,
     PosixFileDescriptor = 103,
+    /// Since CUDA 12.4.
+    MpsEnabled = 133,
 }
 
 /// Attributes of a pointer.
@@ -165,6 +167,7 @@ pub(super) const ENUMERATIONS: &[(&str, i64)] = &[
     ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR", DeviceAttribute::ComputeCapabilityMinor as i64),
     ("CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED", DeviceAttribute::VirtualMemoryManagement as i64),
     ("CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED", DeviceAttribute::PosixFileDescriptor as i64),
+    ("CU_DEVICE_ATTRIBUTE_MPS_ENABLED", DeviceAttribute::MpsEnabled as i64),
     ("CU_POINTER_ATTRIBUTE_MEMORY_TYPE", PointerAttribute::MemoryType as i64),
     ("CU_POINTER_ATTRIBUTE_HOST_POINTER", PointerAttribute::HostPointer as i64),
     ("CU_POINTER_ATTRIBUTE_IS_MANAGED", PointerAttribute::IsManaged as i64),

@@ -110,7 +110,7 @@ pub struct Facts {
 }
 
 /// Attributes of a device that explain its figures: what they are called here, their numbers, and their names in `cuda.h`.
-const ATTRIBUTES: [(&str, i32, &str); 14] = [
+const ATTRIBUTES: [(&str, i32, &str); 15] = [
     ("compute_capability_major", 75, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR"),
     ("compute_capability_minor", 76, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR"),
     ("multiprocessors", 16, "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"),
@@ -124,6 +124,7 @@ const ATTRIBUTES: [(&str, i32, &str); 14] = [
     ("integrated", 18, "CU_DEVICE_ATTRIBUTE_INTEGRATED"),
     ("compute_mode", 20, "CU_DEVICE_ATTRIBUTE_COMPUTE_MODE"),
     ("virtual_memory_management", 102, "CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"),
+    ("mps", 133, "CU_DEVICE_ATTRIBUTE_MPS_ENABLED"),
     ("posix_descriptors", 103, "CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED"),
 ];
 

@@ -1,0 +1,151 @@
+//! Many shards verified in one call, on the host device and on one that is wrapped: each has its own outcome, record and
+//! state, and nobody waits in a circle.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::{disk_dir, events, host, id, manager, manager_with, small_log};
+use vram_residency::audit::AuditTrail;
+use vram_residency::digest::BLOCK_BYTES;
+use vram_residency::policy::OnFailure;
+use vram_residency::scrub::{ScrubOptions, Scrubber};
+use vram_residency::{Error, Policy, SealedShard, ShardState, Verified, VerifyFailure, VramManager};
+
+fn weights(index: usize) -> Vec<u8> {
+    vec![index as u8; [0, 5, 2 * BLOCK_BYTES as usize + 1, 4096][index % 4]]
+}
+
+fn seal(manager: &VramManager, count: usize) -> Vec<SealedShard> {
+    (0..count).map(|n| manager.seal_model(id(&format!("s{n}")), "model", &weights(n)).unwrap()).collect()
+}
+
+fn outcomes(
+    shards: &[SealedShard],
+    verify: impl FnOnce(&[SealedShard], &mut dyn FnMut(usize, Result<Verified, Error>)),
+) -> Vec<Result<Verified, Error>> {
+    let mut outcomes = BTreeMap::new();
+    verify(shards, &mut |index, outcome| assert!(outcomes.insert(index, outcome).is_none(), "told twice"));
+    assert!(outcomes.keys().copied().eq(0..shards.len()), "each is told of once");
+    outcomes.into_values().collect()
+}
+
+/// More shards than a sweep takes; damaged, quarantined and foreign ones, and one named twice, among them.
+#[test]
+fn each_shard_has_its_own_outcome_record_and_state() {
+    let (dir, elsewhere) = (disk_dir(), disk_dir());
+    let (ours, others) = (manager(dir.path(), 256 << 20), manager(elsewhere.path(), 1 << 20));
+    let mut shards = seal(&ours, 140);
+    let foreign = others.seal_model(id("foreign"), "model", b"theirs").unwrap();
+    shards.insert(3, foreign.clone());
+    shards.push(shards[0].clone());
+    // Places are one on from the third.
+    ours.inject_fault(&shards[7], 2 * BLOCK_BYTES, 3).unwrap();
+    ours.inject_fault(&shards[139], 0, 0).unwrap();
+    ours.inject_fault(&shards[131], 9, 1).unwrap();
+    ours.verify_sealed(&shards[131]).unwrap_err();
+
+    let found = outcomes(&shards, |shards, told| ours.verify_all(shards, told));
+    for (index, (shard, outcome)) in shards.iter().zip(&found).enumerate() {
+        match (index, outcome) {
+            (3, Err(Error::ForeignShard { .. })) => assert_eq!(shard.state(), ShardState::Sealed),
+            (131, Err(Error::Quarantined { .. })) => assert_eq!(shard.state(), ShardState::Quarantined),
+            (7 | 139, Err(Error::SealVerificationFailed { cause, .. })) => {
+                let VerifyFailure::Damaged { damaged_blocks: 1, first_block, .. } = cause else { panic!("{cause}") };
+                assert_eq!((*first_block, shard.state()), (if index == 7 { 2 } else { 0 }, ShardState::Quarantined));
+            }
+            (_, Ok(verified)) => {
+                assert_eq!((verified.bytes, verified.digest), (shard.bytes(), shard.digest()));
+                assert_eq!((shard.state(), shard.last_verified_ns() >= verified.at_ns), (ShardState::Verified, true));
+            }
+            (_, Err(error)) => panic!("{index}: {error}"),
+        }
+    }
+    assert_eq!(outcomes(&[], |shards, told| ours.verify_all(shards, told)).len(), 0);
+    drop((shards, ours));
+    let events = events(dir.path());
+    let count = |name: &str| events.iter().filter(|event| event["event"] == name).count();
+    assert_eq!((count("SealVerified"), count("SealVerificationFailed")), (138, 3));
+    assert_eq!(others.list()[0].state(), ShardState::Sealed);
+}
+
+#[test]
+fn calls_that_name_the_same_shards_in_opposite_orders_end_beside_a_scrubber_and_repairs() {
+    let dir = disk_dir();
+    let trail = AuditTrail::open_with(dir.path(), small_log()).unwrap();
+    let manager = manager_with(host(256 << 20), trail, Policy::default());
+    let shards = seal(&manager, 24);
+    let backwards: Vec<_> = shards.iter().rev().cloned().collect();
+    let mut options = ScrubOptions::default();
+    options.period = Duration::from_millis(100);
+    let scrubber = Scrubber::manual(&manager, options).unwrap();
+    for shard in &shards {
+        scrubber.watch(shard, None);
+    }
+    let done = AtomicBool::new(false);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let (manager, shards, backwards, done) = (&manager, &shards, &backwards, &done);
+        let verifiers: Vec<_> = [shards, backwards, shards, backwards]
+            .map(|shards| {
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let found = outcomes(shards, |shards, told| manager.verify_all(shards, told));
+                        assert!(found.iter().all(Result::is_ok));
+                    }
+                })
+            })
+            .into_iter()
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                scrubber.tick();
+            }
+        });
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                manager.repair(&shards[2], &weights(2).as_slice()).unwrap();
+            }
+        });
+        verifiers.into_iter().for_each(|verifier| verifier.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(shards.iter().all(|shard| shard.state() == ShardState::Verified));
+}
+
+/// Who is told of a failure may repair at once, and the policy of a scrubber does so before it tells.
+#[test]
+fn what_is_found_damaged_can_be_repaired_by_who_is_told() {
+    let dir = disk_dir();
+    let trail = AuditTrail::open_with(dir.path(), small_log()).unwrap();
+    let mut policy = Policy::default();
+    policy.on_failure = OnFailure::Repair;
+    let manager = manager_with(host(256 << 20), trail, policy);
+    let shards = seal(&manager, 8);
+    let damage = || [2, 5].iter().for_each(|index| manager.inject_fault(&shards[*index], 1, 7).unwrap());
+    damage();
+    let mut repaired = 0;
+    manager.verify_all(&shards, &mut |index, outcome| {
+        if outcome.is_err() {
+            repaired += manager.repair(&shards[index], &weights(index).as_slice()).unwrap().repaired.len();
+        }
+    });
+    assert_eq!(repaired, 2);
+    damage();
+    let scrubber = Scrubber::manual(&manager, ScrubOptions::default()).unwrap();
+    for (index, shard) in shards.iter().enumerate() {
+        scrubber.watch(shard, Some(std::sync::Arc::new(weights(index))));
+    }
+    let mut told = Vec::new();
+    scrubber.verify_all_now(&shards, &mut |index, outcome| {
+        assert_eq!(shards[index].state(), ShardState::Verified, "{index}");
+        told.push((index, outcome.is_ok()));
+    });
+    // Those that are as sealed are not kept waiting by the repairs of the others.
+    assert_eq!(told[6..], [(2, false), (5, false)]);
+    assert!(told[..6].iter().all(|(_, is_ok)| *is_ok));
+}

@@ -1,0 +1,102 @@
+//! Verifying now, one caller at a time: a shard, or all of them in one sweep.
+
+use std::sync::{MutexGuard, TryLockError};
+use std::time::Instant;
+
+use serde::Serialize;
+use vram_residency::{SealedShard, ShardId, Verified};
+
+use super::{Held, Registry, busy};
+use crate::exit::{Exit, Failure};
+use crate::serve::lock::lock;
+use crate::serve::report::ShardView;
+
+/// What came of a shard when all were verified.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::serve) enum Outcome {
+    Verified(Box<ShardView>),
+    Not {
+        shard_id: Box<ShardId>,
+        error: Failure,
+        /// Whether it is not as sealed.
+        integrity: bool,
+    },
+}
+
+impl Outcome {
+    fn not(shard_id: ShardId, error: Failure) -> Self {
+        Self::Not { shard_id: Box::new(shard_id), integrity: error.exit == Exit::Integrity, error }
+    }
+}
+
+impl Registry {
+    /// Verifies a whole shard; the policy acts where that fails.
+    pub(in crate::serve) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
+        let shard = self.sealed(shard_id)?;
+        let _turn = self.begin_verifying()?;
+        self.verify_shard(&shard)?;
+        Ok(self.view(&shard))
+    }
+
+    /// Verifies all shards in one sweep, each with an outcome of its own, in the order of their names. The policy acts on
+    /// those that fail.
+    pub(in crate::serve) fn verify_all(&self) -> Result<Vec<Outcome>, Failure> {
+        let _turn = self.begin_verifying()?;
+        let mut outcomes = Vec::new();
+        let mut shards = Vec::new();
+        for (shard_id, place) in lock(&self.places).iter() {
+            match &place.held {
+                Held::Sealed(shard) => shards.push(shard.clone()),
+                Held::Unsealed(unsealed) => {
+                    let reason = unsealed.reason();
+                    let message =
+                        format!("'{shard_id}' is not sealed ({reason}) and was not verified; reseal it or release it");
+                    outcomes.push((*shard_id, Outcome::not(*shard_id, Failure::new("unsealed", message))));
+                }
+                Held::Busy => outcomes.push((*shard_id, Outcome::not(*shard_id, busy(shard_id)))),
+            }
+        }
+        if shards.is_empty() && outcomes.is_empty() {
+            let message = "nothing was verified: no shard is resident; vram load FILE loads one";
+            return Err(Failure::new("no-shard", message));
+        }
+        let (began, mut bytes) = (Instant::now(), 0_u64);
+        let mut found = Vec::with_capacity(shards.len());
+        self.scrubber.verify_all_now(&shards, &mut |index, outcome| {
+            bytes = bytes.saturating_add(outcome.as_ref().map_or(0, |verified| verified.bytes));
+            found.push((index, outcome));
+        });
+        if found.iter().all(|(_, outcome)| outcome.is_ok()) {
+            self.note_speed(bytes, began.elapsed());
+        }
+        for (index, outcome) in found {
+            let Some(shard) = shards.get(index) else { continue };
+            let shard_id = *shard.shard_id();
+            let outcome = match outcome {
+                Ok(_) => Outcome::Verified(Box::new(self.view(shard))),
+                Err(error) => Outcome::not(shard_id, error.into()),
+            };
+            outcomes.push((shard_id, outcome));
+        }
+        outcomes.sort_by_key(|(shard_id, _)| *shard_id);
+        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    /// Nobody else verifies until this is dropped.
+    pub(in crate::serve) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+        match self.verifying.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
+            }
+        }
+    }
+
+    pub(in crate::serve) fn verify_shard(&self, shard: &SealedShard) -> Result<Verified, Failure> {
+        let verified = self.scrubber.verify_now(shard)?;
+        self.note_speed(verified.bytes, verified.duration);
+        Ok(verified)
+    }
+}

@@ -178,6 +178,28 @@ pub(crate) fn tag_key(keys: &[u8]) -> Zeroizing<[u8; TAG_KEY_BYTES]> {
     key
 }
 
+/// The fingerprint of [`ZEROS`] zero bytes, from the definition: what a device has to answer before it is believed.
+pub(crate) fn of_zeros(key: &FingerprintKey) -> Fingerprint {
+    let mut keys = Zeroizing::new([0; KEYS_BYTES]);
+    key.expand(&mut keys);
+    let word = |at: usize| {
+        let word = keys.get(at.saturating_mul(4)..).and_then(|bytes| bytes.first_chunk());
+        u64::from(u32::from_le_bytes(word.copied().unwrap_or_default()))
+    };
+    let mut hasher = blake3::Hasher::new_keyed(&tag_key(&*keys));
+    // One piece in the first of 256 tiles.
+    for at in [0, 2, 4, 6] {
+        let [a, b, c, d] = [word(at), word(at | 1), word(at.saturating_add(2)), word(at.saturating_add(3))];
+        let sum = a.wrapping_mul(b).wrapping_add(c.wrapping_mul(d));
+        hasher.update(&sum.to_le_bytes());
+    }
+    hasher.update(&[0; 255 * 32]).update(&ZEROS.to_le_bytes());
+    Fingerprint(*hasher.finalize().as_bytes())
+}
+
+/// How many zeros: one piece.
+pub(crate) const ZEROS: u64 = 16;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,6 +100,34 @@ fn a_flipped_bit_changes_the_fingerprint() {
     assert!(taken(&*region, secret(1)) != taken(&*region, secret(2)), "another key, another fingerprint");
 }
 
+/// A key that does not arrive as it was sent would be noticed by nobody else: what is computed without it would match, too.
+#[test]
+fn a_gpu_that_answers_known_questions_wrongly_takes_no_fingerprint() {
+    let mut refused = 0;
+    for nth in 1..40 {
+        let mut emulator = Emulator::lock(Plan::default());
+        let device = gpu::device();
+        let (region, _) = region(&device, &[1; 300], 0).unwrap();
+        let buffer = Memory { call: "cuMemHostAlloc".to_owned(), nth };
+        // Work is done when it is waited for: a bit of the key on its way, among other things.
+        let after = After::call("cuLaunchKernel", 1);
+        emulator.add_faults(vec![Fault::Flip { memory: buffer, offset: 3, bit: 1, after }]);
+        if let Err(error) = region.fingerprint(&FingerprintKey::from_secret(secret(1))) {
+            // Of the table of regions a wrong bit is the end of the context.
+            let text = error.to_string();
+            if !text.contains("known question") {
+                assert!(text.contains("700"), "{text}");
+                emulator.leaves();
+                continue;
+            }
+            refused += 1;
+        }
+        emulator.clear_faults();
+        assert!(taken(&*region, secret(1)) == expected(secret(1), &[1; 300]), "tried anew");
+    }
+    assert!(refused > 0);
+}
+
 /// Every byte of a piece of the device's memory; none where there is no such piece.
 fn all_bytes(emulator: &Emulator, memory: &Memory) -> Vec<u8> {
     let (mut bytes, mut step) = (Vec::new(), 1 << 16);

@@ -172,7 +172,10 @@ fn the_daemon_rechecks_fingerprints_beside_its_scrub_and_answers_damage_by_the_p
         assert!(metrics.contains(name), "{metrics}");
     }
     daemon.stop();
-    assert!(home.events().iter().any(|event| event == "FingerprintMatched"));
+    let exported = home.run(["audit", "export", "--format", "ocsf", "--event", "FingerprintMatched"]);
+    let first: Value = serde_json::from_str(exported.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["type_uid"], &first["status"]), (&json!(100_499), &json!("Success")), "{first}");
+    assert_eq!(first["metadata"]["event_code"], "FingerprintMatched");
     assert_eq!(home.driver_report().complaint(), None);
 }
 

@@ -16,7 +16,9 @@ use super::HashVariant;
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Function, Module, PinnedBuffer, Stream};
 use super::kernels::{FINGERPRINT, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES, pointer};
 use crate::digest::{BLOCK_BYTES, Merger, block_count};
-use crate::fingerprint::{Fingerprint, FingerprintKey, KEYS_BYTES, TAG_KEY_BYTES, WORDS_BYTES, tag_key};
+use crate::fingerprint::{
+    Fingerprint, FingerprintKey, KEYS_BYTES, TAG_KEY_BYTES, WORDS_BYTES, ZEROS, of_zeros, tag_key,
+};
 
 /// Bytes of the tiles of a block.
 const TILES_BYTES: usize = 8192;
@@ -103,6 +105,27 @@ impl Fingerprinter {
             launch_blocks,
             slice_blocks,
         })
+    }
+
+    /// Shows that the device computes what it should under the key that it is given, by two questions whose answers are known.
+    /// A key that does not arrive would be noticed by nobody else: without one, a fingerprint still matches.
+    pub(super) fn prove(&mut self, kernels: (&Kernels, HashVariant)) -> Result<(), CudaError> {
+        let context = Arc::clone(&self.context);
+        {
+            let _current = context.enter()?;
+            self.wipe()?;
+        }
+        for secret in [0x2b, 0xd4] {
+            let key = FingerprintKey::from_secret([secret; 32]);
+            let zeros = (self.values.start(), ZEROS);
+            // SAFETY: zeros of this value's own, which are read before anything is written there.
+            let taken = unsafe { self.take(kernels, zeros, &key) }?;
+            if taken != of_zeros(&key) {
+                let (reason, log) = ("another answer to a known question", "do not use re-checks on this GPU");
+                return Err(CudaError::Kernels { module: "fingerprint", reason: reason.into(), log: log.into() });
+            }
+        }
+        Ok(())
     }
 
     /// The fingerprint of a region: its first byte's address, and its length.

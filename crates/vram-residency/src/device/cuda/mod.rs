@@ -263,7 +263,9 @@ impl Shared {
     fn fingerprinter(&self) -> Result<MutexGuard<'_, Option<Fingerprinter>>, CudaError> {
         let mut fingerprinter = self.fingerprinter.lock();
         if fingerprinter.is_none() {
-            *fingerprinter = Some(Fingerprinter::new(&self.context, self.launch_blocks)?);
+            let mut made = Fingerprinter::new(&self.context, self.launch_blocks)?;
+            made.prove((&self.kernels, self.variant))?;
+            *fingerprinter = Some(made);
         }
         Ok(fingerprinter)
     }

@@ -41,6 +41,8 @@ pub const CAMPAIGNS: &[Campaign] = &[
                 "--test",
                 "cuda_faults",
                 "--test",
+                "cuda_fingerprint",
+                "--test",
                 "cuda_sweep",
                 "--",
                 "--ignored",

@@ -20,13 +20,21 @@ const SCRIPT: &str = r#"#!/bin/sh
 # Checks and measures GPU 0. Results go to $OUT, or to the working directory; arguments are passed on (--help shows them).
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+need=GLIBC
+have=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)
+oldest=$(printf '%s\n%s\n' "$need" "${have:-0}" | sort -V | head -n 1)
+if [ "$oldest" != "$need" ]; then
+    echo "vram-gpu-check: this machine has glibc ${have:-of no known version}, and the program needs $need or newer;" \
+        "pack it on a system as old as this one, or run it in a container with a newer one" >&2
+    exit 1
+fi
 exec "$here/vram-gpu-check" "$@"
 "#;
 
 const README: &str = "\
 vram-gpu-check: what vram-residency does on an NVIDIA GPU, checked and measured on this machine.
 
-Needs Linux on x86-64 with glibc 2.34 or newer (built on Debian 12), an NVIDIA driver of CUDA 11.8 or newer, and a GPU
+Needs Linux on x86-64 with glibc GLIBC or newer, an NVIDIA driver of CUDA 11.8 or newer, and a GPU
 that nobody else uses meanwhile. No Rust, no CUDA toolkit, no network. It changes no setting of the card.
 
     ./run.sh                    all sections, at most 8 minutes; writes gpu-check.json and gpu-check.md
@@ -54,9 +62,10 @@ pub fn run_verb(ctx: &Ctx, mut args: Args) -> Result<()> {
         std::fs::copy(ctx.root.join("kernels/ptx").join(name), dir.join(name))
             .with_context(|| format!("{name} is not there"))?;
     }
-    std::fs::write(dir.join("README.txt"), README)?;
+    let glibc = newest_glibc(&capture(ctx.command("objdump").arg("-T").arg(&binary))?)?;
+    std::fs::write(dir.join("README.txt"), README.replace("GLIBC", &glibc))?;
     let script = dir.join("run.sh");
-    std::fs::write(&script, SCRIPT)?;
+    std::fs::write(&script, SCRIPT.replace("GLIBC", &glibc))?;
     run(ctx.command("chmod").arg("755").arg(&script))?;
     let linked = capture(ctx.command("ldd").arg(&binary))?;
     needs_only_the_c_library(&linked)?;
@@ -64,7 +73,11 @@ pub fn run_verb(ctx: &Ctx, mut args: Args) -> Result<()> {
     if bytes > MOST_BYTES {
         bail!("{} has {bytes} bytes, and {MOST_BYTES} are the most that can be handed on everywhere", dir.display());
     }
-    say(&format!("packed: {} ({:.1} MiB)", dir.display(), bytes as f64 / f64::from(1 << 20)));
+    say(&format!(
+        "packed: {} ({:.1} MiB, for glibc {glibc} or newer)",
+        dir.display(),
+        bytes as f64 / f64::from(1 << 20)
+    ));
     if here {
         let out = dir.join("results");
         std::fs::create_dir_all(&out)?;
@@ -84,6 +97,16 @@ fn needs_only_the_c_library(linked: &str) -> Result<()> {
     Ok(())
 }
 
+/// The newest version of the C library that a program asks for, from its dynamic symbols. What is only asked for where it
+/// is there (a weak symbol) does not count.
+fn newest_glibc(symbols: &str) -> Result<String> {
+    let needed = symbols.lines().filter(|line| !line.contains(" w "));
+    let versions = needed.filter_map(|line| line.split("GLIBC_").nth(1)?.split(')').next());
+    let number = |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let newest = versions.max_by_key(|version| number(version));
+    Ok(newest.context("objdump lists no symbol of the C library")?.to_owned())
+}
+
 fn size(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir)? {
@@ -96,6 +119,16 @@ fn size(dir: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_c_library_that_is_asked_for_is_found() {
+        let symbols = "0000 DF *UND*  0000 (GLIBC_2.9) pipe2\n\
+                       0000 DF *UND*  0000 (GLIBC_2.34) dlopen\n\
+                       0000  w   DF *UND*  0000 (GLIBC_2.36) arc4random\n\
+                       0000 DF *UND*  0000 (GLIBC_2.2.5) memcpy\n";
+        assert_eq!(newest_glibc(symbols).ok().as_deref(), Some("2.34"));
+        assert!(newest_glibc("no symbols\n").is_err());
+    }
 
     #[test]
     fn a_library_that_a_bare_machine_lacks_is_refused() {

@@ -1,5 +1,6 @@
 //! The `kernels` step: the checked-in PTX is what the sources give, assembles for every chip that we name, keeps its
-//! budget of instructions and registers, and its sources compute what they should on a CPU. No GPU is needed.
+//! budget of instructions and registers, and its sources compute what they should on a CPU; and what the code takes the
+//! driver's interface to be is what NVIDIA's own header says. No GPU is needed.
 
 mod sass;
 
@@ -36,6 +37,13 @@ const ASSEMBLERS: [Assembler; 2] = [
 ];
 
 const DISASSEMBLER: (&str, &str, &str) = ("nvidia-cuda-nvdisasm", "13.5.37", "nvidia/cu13/bin/nvdisasm");
+
+/// Packages with a `cuda.h`: the oldest release whose driver will do, and the last of each major release since.
+const HEADERS: [(&str, &str, &str); 3] = [
+    ("nvidia-cuda-runtime-cu11", "11.8.89", "nvidia/cuda_runtime/include"),
+    ("nvidia-cuda-runtime-cu12", "12.9.79", "nvidia/cuda_runtime/include"),
+    ("nvidia-cuda-runtime", "13.5.37", "nvidia/cu13/include"),
+];
 
 /// The chips that the disassembler knows, and on which the pipe of an instruction is known. On sm_120 a plain addition
 /// is one instruction for more than one pipe, so its counts are shown and not judged.
@@ -96,6 +104,11 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
         }
         count.run(&mut test)?;
     }
+    let headers = HEADERS.map(|(package, version, include)| tools::cuda_header(ctx, package, version, include));
+    let headers = headers.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut test = ctx.cargo();
+    test.args(["test", "--workspace", "--test", "header", "--", "--ignored", "--nocapture"]);
+    count.run(test.env("VRAM_CUDA_HEADERS", std::env::join_paths(headers)?))?;
     if count.passed == 0 {
         bail!("no test was executed");
     }

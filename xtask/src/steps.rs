@@ -39,7 +39,7 @@ pub const STEPS: &[Step] = &[
     Step {
         name: "kernels",
         args: "",
-        help: "the GPU kernels: PTX rebuilt byte for byte, assembled, within budget, and right on a CPU",
+        help: "the GPU kernels: PTX rebuilt, assembled, within budget, right on a CPU; NVIDIA's header as we take it",
         quick: false,
         run: kernels::step,
     },

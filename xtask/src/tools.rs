@@ -187,6 +187,21 @@ pub fn wheel(ctx: &Ctx, package: &str, version: &str, program: &str) -> Result<P
     Ok(program)
 }
 
+/// The folder with NVIDIA's `cuda.h` out of a package of PyPI. The package is for the runtime, and brings the header.
+pub fn cuda_header(ctx: &Ctx, package: &str, version: &str, include: &str) -> Result<PathBuf> {
+    let dir = wheels(ctx).join(format!("{package}-{version}"));
+    let include = dir.join(include);
+    if !include.join("cuda.h").is_file() {
+        let _ = std::fs::remove_dir_all(&dir);
+        run(pip(ctx, "install")?.args(["--no-deps", "--target"]).arg(&dir).arg(format!("{package}=={version}")))?;
+        if !include.join("cuda.h").is_file() {
+            bail!("{package} {version} was installed, and has no {}/cuda.h", include.display());
+        }
+        say(&format!("{package} {version} installed"));
+    }
+    Ok(include)
+}
+
 /// Python with PyPI's `model-signing` and what it is made of, `securesystemslib` and `in-toto-attestation` among it.
 pub fn signing_python(ctx: &Ctx) -> Result<PathBuf> {
     model_signing(ctx)?;

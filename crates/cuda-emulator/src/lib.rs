@@ -12,8 +12,8 @@
 //! # What is emulated
 //!
 //! * The driver calls that `vram-residency` uses, with the types and numbers of `cuda.h` 12: devices, primary contexts and
-//!   their stack by thread, virtual memory management, plain, managed and pinned memory, copies and fills, streams, events,
-//!   modules from PTX text, launches, graphs of copies.
+//!   their stack by thread, virtual memory management, plain, managed, pinned and registered memory, copies and fills,
+//!   streams, events, modules from PTX text, launches, graphs of copies. A test holds them against NVIDIA's header.
 //! * **Device addresses** are addresses of the process that the host cannot touch, handed out once, with gaps. Memory is a
 //!   memfd: exported descriptors work in other processes. Memory is exactly as large as asked for, so that an overrun by
 //!   one byte is found; fresh memory is not zero; `cuMemGetInfo` counts what is created.
@@ -74,6 +74,7 @@ mod plan;
 mod ptx;
 mod report;
 
+pub use driver::declared;
 pub use emulator::{Emulator, library, library_without, link_into};
 pub use plan::{After, Device, Fault, Memory, Plan};
 pub use report::{Cause, Kind, Live, Report, Violation};

@@ -80,6 +80,8 @@ pub struct Device {
     pub virtual_memory: bool,
     /// Number of the PCI bus.
     pub pci_bus: i32,
+    /// `cuMemSetAccess` takes parts of a mapping in whole granules too: the documentation leaves open whether it does.
+    pub access_in_parts: bool,
     /// Device attributes by number of `CUdevice_attribute`, over what the emulator would answer.
     pub attributes: BTreeMap<i32, i32>,
 }
@@ -105,6 +107,7 @@ impl Device {
             compute_capability: (9, 0),
             virtual_memory: true,
             pci_bus: i32::from(ordinal) + 1,
+            access_in_parts: false,
             attributes: BTreeMap::new(),
         }
     }

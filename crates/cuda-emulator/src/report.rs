@@ -28,6 +28,8 @@ pub struct Report {
     pub device_bytes: Vec<u64>,
     /// Bytes that kernels read or wrote in device and pinned memory.
     pub kernel_bytes: u64,
+    /// Bytes copied between a device and memory of the host that the driver does not know: through memory of its own.
+    pub pageable_bytes: u64,
     /// Instructions that warps executed.
     pub warp_instructions: u64,
 }
@@ -113,6 +115,8 @@ pub enum Kind {
     Managed,
     /// Pinned memory of `cuMemHostAlloc`.
     Host,
+    /// Memory of the process under `cuMemHostRegister_v2`.
+    Registered,
     /// A stream.
     Stream,
     /// An event.
@@ -123,6 +127,13 @@ pub enum Kind {
     Graph,
     /// An instantiated graph.
     GraphExec,
+}
+
+impl Kind {
+    /// Main memory that a device addresses.
+    pub(crate) fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::Registered)
+    }
 }
 
 /// An access that the hardware refused, or a launch that it stopped.

@@ -41,6 +41,70 @@ fn memory_is_made_mapped_filled_sealed_and_released() {
     driver.stop();
 }
 
+/// The documentation of `cuMemSetAccess` leaves open what it takes, so both kinds of driver are there.
+#[test]
+fn access_changes_in_parts_where_the_driver_takes_parts() {
+    for parts in [false, true] {
+        let mut plan = Plan::default();
+        plan.devices[0].access_in_parts = parts;
+        let _emulator = Emulator::lock(plan);
+        let driver = driver();
+        driver.start();
+        let (handle, address) = driver.map(3 * PAGE);
+        assert_eq!(driver.access(address, 3 * PAGE, 3), 0);
+        driver.ok("cuMemsetD8_v2", &[address, 1, 3 * PAGE]);
+        assert_eq!(driver.access(address, 3 * PAGE, 1), 0);
+        let opened = driver.access(address + PAGE, PAGE, 3);
+        assert_eq!(opened, if parts { 0 } else { 1 });
+        assert_ne!(driver.access(address + PAGE, PAGE / 2, 3), 0, "half a granule");
+        assert_ne!(driver.access(address + PAGE, 3 * PAGE, 3), 0, "more than is mapped");
+        let mut flags = 0_u64;
+        let location = [1_u32, 0];
+        let read = |flags: &mut u64, at: u64| {
+            let to = std::ptr::from_mut(flags) as u64;
+            driver.call("cuMemGetAccess", &[to, location.as_ptr() as u64, at])
+        };
+        let expected = if parts { [1, 3, 1] } else { [1, 1, 1] };
+        for (page, expected) in (0..).zip(expected) {
+            assert_eq!(read(&mut flags, address + page * PAGE), 0);
+            assert_eq!(flags, expected, "page {page}, parts: {parts}");
+        }
+        if parts {
+            driver.ok("cuMemsetD8_v2", &[address + PAGE, 2, PAGE]);
+            assert_eq!(driver.download(address + PAGE - 1, 2), [1, 2]);
+            assert_eq!(driver.download(address + 2 * PAGE - 1, 2), [2, 1]);
+        }
+        assert_ne!(driver.call("cuMemUnmap", &[address, PAGE]), 0, "a part of a mapping");
+        assert_ne!(driver.call("cuMemUnmap", &[address + PAGE, 2 * PAGE]), 0, "a part of a mapping");
+        let plain = driver.get("cuMemAlloc_v2", &[8]);
+        assert_ne!(read(&mut flags, plain), 0, "memory whose access nobody set");
+        driver.ok("cuMemFree_v2", &[plain]);
+        driver.unmap(handle, address, 3 * PAGE);
+        driver.stop();
+    }
+}
+
+#[test]
+fn registered_memory_of_the_process_is_told_and_stays_its_own() {
+    let mut emulator = Emulator::lock(Plan::default());
+    // The second release below is meant.
+    emulator.leaves();
+    let driver = driver();
+    driver.start();
+    let mut bytes = vec![7_u8; 5000];
+    let address = bytes.as_mut_ptr() as u64;
+    driver.ok("cuMemHostRegister_v2", &[address, 5000, 0]);
+    assert_eq!(driver.call("cuMemHostRegister_v2", &[address + 100, 8, 0]), 712);
+    let mut kind = 0_u32;
+    driver.ok("cuPointerGetAttribute", &[(&raw mut kind) as u64, 2, address + 1]);
+    assert_eq!((kind, emulator.report().live_of(Kind::Registered).len()), (1, 1));
+    driver.ok("cuMemHostUnregister", &[address]);
+    assert_eq!(driver.call("cuMemHostUnregister", &[address]), 713);
+    assert!(bytes.iter().all(|byte| *byte == 7));
+    assert_eq!(emulator.report().double_frees.len(), 1);
+    driver.stop();
+}
+
 #[test]
 fn released_memory_stays_while_it_is_mapped() {
     let emulator = Emulator::lock(Plan::default());
@@ -231,6 +295,32 @@ fn what_nobody_waited_for_is_not_done() {
     driver.ok("cuEventDestroy_v2", &[event]);
     driver.ok("cuStreamDestroy_v2", &[stream]);
     driver.stop();
+}
+
+/// The header says that the call returns at once: who gives memory back behind it has waited for nothing.
+#[test]
+fn a_stream_that_is_destroyed_still_has_its_work() {
+    for waits in [true, false] {
+        let mut emulator = Emulator::lock(Plan::default());
+        let driver = driver();
+        driver.start();
+        let (handle, address) = driver.map(PAGE);
+        assert_eq!(driver.access(address, PAGE, 3), 0);
+        let stream = driver.get("cuStreamCreateWithPriority", &[1, 0]);
+        driver.ok("cuMemsetD8Async", &[address, 5, PAGE, stream]);
+        driver.ok("cuStreamDestroy_v2", &[stream]);
+        assert_eq!(emulator.report().pending, 1);
+        assert_eq!(driver.call("cuStreamSynchronize", &[stream]), 400, "it cannot be named any more");
+        if waits {
+            driver.ok("cuCtxSynchronize", &[]);
+            assert_eq!(driver.download(address, 4), [5; 4]);
+        }
+        driver.unmap(handle, address, PAGE);
+        assert_eq!(driver.call("cuCtxSynchronize", &[]), if waits { 0 } else { 700 });
+        assert_eq!(emulator.report().violations.len(), usize::from(!waits));
+        // What it was told is meant.
+        emulator.leaves();
+    }
 }
 
 #[test]

@@ -48,6 +48,13 @@ fn every_section_runs_on_an_emulated_gpu_and_claims_no_speed() {
         }
     }
     assert!(figures > 40, "{figures}");
+    // Each kind of memory could be had, and is told from the others.
+    let facts = sections.iter().find(|section| section["name"] == "facts").unwrap();
+    let told = facts["tables"].as_array().unwrap().last().unwrap();
+    let rows = told["rows"].as_array().unwrap();
+    let said: std::collections::BTreeSet<String> =
+        rows.iter().map(|row| format!("{:?}", &row.as_array().unwrap()[1..])).collect();
+    assert_eq!((rows.len(), said.len()), (5, 5), "{told}");
     let writes = sections.iter().find(|section| section["name"] == "writes").unwrap();
     for row in writes["tables"][0]["rows"].as_array().unwrap() {
         assert_eq!(row[2], "1", "the mapping is for reading only: {row}");

@@ -215,25 +215,49 @@ pub fn block_value(region_bytes: u64, index: u64, block: &[u8]) -> Option<BlockV
 /// An empty slice has no digest; it gives [`None`].
 #[must_use]
 pub fn merge(values: &[BlockValue]) -> Option<Digest> {
-    let (last, rest) = values.split_last()?;
-    // `left` holds the roots of complete subtrees, largest first: one for each set bit of the number of blocks seen.
-    let mut left: arrayvec::ArrayVec<[u8; 32], MAX_LEVELS> = arrayvec::ArrayVec::new();
-    for (seen, value) in (1_u64..).zip(rest) {
-        let mut subtree = value.0;
-        for _ in 0..seen.trailing_zeros() {
-            let sibling = left.pop()?;
-            subtree = merge_subtrees_non_root(&sibling, &subtree, Mode::Hash);
-        }
-        left.try_push(subtree).ok()?;
+    let mut merger = Merger::new(Mode::Hash);
+    values.iter().try_for_each(|value| merger.push(value.0))?;
+    merger.finish().map(Digest)
+}
+
+/// Merges the values of blocks, given one after the other, into the root of their tree. Allocates nothing.
+pub(crate) struct Merger<'a> {
+    mode: Mode<'a>,
+    /// The roots of complete subtrees, largest first: one for each set bit of `merged`.
+    left: arrayvec::ArrayVec<[u8; 32], MAX_LEVELS>,
+    /// Values in them.
+    merged: u64,
+    /// The newest value: whether it is the tree's last one is not known yet.
+    last: Option<[u8; 32]>,
+}
+
+impl<'a> Merger<'a> {
+    pub(crate) const fn new(mode: Mode<'a>) -> Self {
+        Self { mode, left: arrayvec::ArrayVec::new_const(), merged: 0, last: None }
     }
-    let mut right = last.0;
-    while let Some(sibling) = left.pop() {
-        if left.is_empty() {
-            return Some(Digest(*merge_subtrees_root(&sibling, &right, Mode::Hash).as_bytes()));
+
+    /// The next value. None where there are more of them than any region has.
+    pub(crate) fn push(&mut self, value: [u8; 32]) -> Option<()> {
+        let Some(mut subtree) = self.last.replace(value) else { return Some(()) };
+        self.merged = self.merged.checked_add(1)?;
+        for _ in 0..self.merged.trailing_zeros() {
+            let sibling = self.left.pop()?;
+            subtree = merge_subtrees_non_root(&sibling, &subtree, self.mode);
         }
-        right = merge_subtrees_non_root(&sibling, &right, Mode::Hash);
+        self.left.try_push(subtree).ok()
     }
-    Some(Digest(right))
+
+    /// The root. None where there was no value.
+    pub(crate) fn finish(mut self) -> Option<[u8; 32]> {
+        let mut right = self.last?;
+        while let Some(sibling) = self.left.pop() {
+            if self.left.is_empty() {
+                return Some(*merge_subtrees_root(&sibling, &right, self.mode).as_bytes());
+            }
+            right = merge_subtrees_non_root(&sibling, &right, self.mode);
+        }
+        Some(right)
+    }
 }
 
 /// Writes bytes as lower-case hex digits without allocating.

@@ -73,10 +73,15 @@ impl Freshness {
 
     /// All blocks were found as sealed by a check that began at `began_ns`.
     pub(crate) fn all_checked(&self, began_ns: u64) {
+        self.all_rechecked(began_ns);
+        self.full_ns.fetch_max(began_ns, Ordering::AcqRel);
+    }
+
+    /// The same, where what was found says nothing of the seal: passes that check block by block go on as they were.
+    pub(crate) fn all_rechecked(&self, began_ns: u64) {
         for block in self.blocks.get().into_iter().flatten() {
             block.fetch_max(began_ns, Ordering::AcqRel);
         }
-        self.full_ns.fetch_max(began_ns, Ordering::AcqRel);
         self.oldest_ns.fetch_max(began_ns, Ordering::AcqRel);
     }
 

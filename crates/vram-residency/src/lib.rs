@@ -65,6 +65,7 @@ mod damage;
 pub mod device;
 pub mod digest;
 mod error;
+pub mod fingerprint;
 mod freshness;
 pub mod handout;
 pub mod json;
@@ -84,8 +85,8 @@ pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
 pub use loader::{Cancelled, Progress};
 pub use manager::{
-    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RepairReport, SealRequest, ServiceEvent, Unsealed,
-    Verified, VramManager,
+    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RECHECK_KEYS, Rechecked, RepairReport, SealRequest,
+    ServiceEvent, Unsealed, Verified, VramManager,
 };
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};

@@ -6,8 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use crate::device::Fill;
-use crate::digest::BLOCK_BYTES;
-use crate::model::{ModelError, Source, read_exact_at};
+use crate::model::{ModelError, Source, read_exact_at, read_once_exact_at};
 
 /// Called with the number of bytes that have just become resident, from several threads.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -18,6 +17,8 @@ pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
 /// A source that fills a region.
 pub(crate) struct Loader<'a> {
     pub(crate) source: &'a dyn Source,
+    /// Whether nothing of it is to be kept in main memory, as far as that can be had.
+    pub(crate) once: bool,
     pub(crate) progress: Option<Progress<'a>>,
     pub(crate) sha256: Option<&'a OrderedSha256>,
     pub(crate) cancelled: Option<Cancelled<'a>>,
@@ -29,7 +30,8 @@ impl Fill for Loader<'_> {
         if self.cancelled.is_some_and(|cancelled| cancelled()) {
             return Err(io::Error::other("it was asked to stop"));
         }
-        read_exact_at(self.source, offset, buffer).map_err(cause)?;
+        let read = if self.once { read_once_exact_at } else { read_exact_at };
+        read(self.source, offset, buffer).map_err(cause)?;
         if let Some(turn) = turn {
             turn.take(buffer)?;
         }
@@ -53,9 +55,9 @@ fn cause(error: ModelError) -> io::Error {
     }
 }
 
-/// SHA-256 of blocks that several threads bring, each waiting for its turn.
+/// SHA-256 of pieces that several threads bring, each waiting for its turn.
 ///
-/// It cannot wait for ever: blocks are handed out in ascending order, so the block whose turn it is is always in
+/// It cannot wait for ever: pieces are handed out in ascending order, so the piece whose turn it is is always in
 /// somebody's hands, and whoever gives up, the source, the device or a panic, says so.
 #[derive(Debug, Default)]
 pub(crate) struct OrderedSha256 {
@@ -66,14 +68,14 @@ pub(crate) struct OrderedSha256 {
 #[derive(Debug, Default)]
 struct Hashing {
     hasher: Sha256,
-    /// Where the next block starts.
+    /// Where the next piece starts.
     position: u64,
     /// Bytes hashed so far.
     bytes: u64,
     abandoned: bool,
 }
 
-/// One block's turn. Dropped without being taken, it tells the others not to wait for it.
+/// One piece's turn. Dropped without being taken, it tells the others not to wait for it.
 struct Turn<'a> {
     sha: &'a OrderedSha256,
     offset: u64,
@@ -102,7 +104,7 @@ impl OrderedSha256 {
 }
 
 impl Turn<'_> {
-    fn take(mut self, block: &[u8]) -> io::Result<()> {
+    fn take(mut self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.sha.lock();
         while state.position < self.offset && !state.abandoned {
             state = self.sha.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -110,9 +112,9 @@ impl Turn<'_> {
         if state.abandoned {
             return Err(io::Error::other("another block could not be read"));
         }
-        state.hasher.update(block);
-        state.bytes = state.bytes.saturating_add(block.len() as u64);
-        state.position = self.offset.saturating_add(BLOCK_BYTES);
+        state.hasher.update(bytes);
+        state.bytes = state.bytes.saturating_add(bytes.len() as u64);
+        state.position = self.offset.saturating_add(bytes.len() as u64);
         self.taken = true;
         drop(state);
         self.sha.moved.notify_all();
@@ -131,6 +133,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::BLOCK_BYTES;
 
     /// The block before it will never come, because the device gave up: nobody is left waiting.
     #[test]
@@ -139,7 +142,8 @@ mod tests {
         std::thread::scope(|scope| {
             let waiting =
                 scope.spawn(|| Turn { sha: &sha256, offset: BLOCK_BYTES, taken: false }.take(b"second block"));
-            let loader = Loader { source: &b"".as_slice(), progress: None, sha256: Some(&sha256), cancelled: None };
+            let loader =
+                Loader { source: &b"".as_slice(), once: false, progress: None, sha256: Some(&sha256), cancelled: None };
             loader.abandon();
             assert!(waiting.join().unwrap().is_err());
         });

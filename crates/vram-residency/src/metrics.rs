@@ -49,6 +49,10 @@ pub const BLOCKS_REPAIRED: &str = "vram.blocks_repaired";
 pub const REPAIR_FAILURES: &str = "vram.repair_failures";
 /// Bytes found as sealed by the continuous check.
 pub const SCRUB_BYTES: &str = "vram.scrub.bytes";
+/// Re-checks in which the fingerprint of a shard's bytes was as when they were trusted.
+pub const RECHECKS: &str = "vram.rechecks";
+/// Fingerprints that were others, while a full verification at once found nothing.
+pub const RECHECKS_UNCONFIRMED: &str = "vram.rechecks.unconfirmed";
 /// Blocks found as sealed by the continuous check.
 pub const SCRUB_BLOCKS: &str = "vram.scrub.blocks";
 /// Rounds in which every block of a shard was found as sealed.
@@ -73,6 +77,8 @@ pub const SCRUB_OLDEST: &str = "vram.scrub.oldest";
 pub const SHARDS: &str = "vram.shards";
 /// Where a shard stands: 1 for its state and 0 for the others. Labels: shard, state.
 pub const SHARD_STATE: &str = "vram.shard.state";
+/// Keys that a shard has left for re-checks. Label: shard.
+pub const SHARD_RECHECK_KEYS: &str = "vram.shard.recheck_keys";
 /// Size of a shard. Label: shard.
 pub const SHARD_SIZE: &str = "vram.shard";
 /// 1 for where a shard's memory is. Labels: shard, residency.
@@ -151,6 +157,8 @@ pub(crate) struct Metrics {
     pub(crate) blocks_repaired: Counter,
     pub(crate) repair_failures: Counter,
     pub(crate) scrub_unconfirmed: Counter,
+    pub(crate) rechecks: Counter,
+    pub(crate) rechecks_unconfirmed: Counter,
     pub(crate) device_capacity: Gauge,
     pub(crate) device_used: Gauge,
     pub(crate) device_available: Gauge,
@@ -179,6 +187,8 @@ impl Metrics {
             blocks_repaired: counter(BLOCKS_REPAIRED, "Blocks repaired from the source."),
             repair_failures: counter(REPAIR_FAILURES, "Repairs that did not succeed."),
             scrub_unconfirmed: counter(SCRUB_UNCONFIRMED, "Mismatches that a second reading did not confirm."),
+            rechecks: counter(RECHECKS, "Fingerprints of shards that were as expected."),
+            rechecks_unconfirmed: counter(RECHECKS_UNCONFIRMED, "Other fingerprints of shards that were as sealed."),
             device_capacity: on_device(DEVICE_CAPACITY, Unit::Bytes, "Bytes that the device may hold."),
             device_used: on_device(DEVICE_USED, Unit::Bytes, "Bytes reserved on the device."),
             device_available: on_device(DEVICE_AVAILABLE, Unit::Bytes, "Bytes that can still be reserved."),
@@ -231,6 +241,7 @@ impl ScrubMetrics {
 fn describe_shards() {
     metrics::describe_gauge!(SCRUB_OLDEST, Unit::Seconds, "Time since the last check of a shard's oldest block.");
     metrics::describe_gauge!(SHARD_STATE, Unit::Count, "1 for the state that a shard is in.");
+    metrics::describe_gauge!(SHARD_RECHECK_KEYS, Unit::Count, "Keys that a shard has left for re-checks.");
     metrics::describe_gauge!(SHARD_SIZE, Unit::Bytes, "Size of a shard.");
     metrics::describe_gauge!(SHARD_RESIDENCY, Unit::Count, "1 for where a shard's memory is.");
     metrics::describe_gauge!(SHARD_PROTECTION, Unit::Count, "1 for what stops a write to a shard.");
@@ -241,6 +252,7 @@ fn describe_shards() {
 pub(crate) struct ShardMetrics {
     oldest: Gauge,
     bytes: Gauge,
+    recheck_keys: Gauge,
     states: [(ShardState, Gauge); ShardState::ALL.len()],
     residency: Gauge,
     protections: [(Protection, Gauge); Protection::ALL.len()],
@@ -252,6 +264,7 @@ impl ShardMetrics {
         Self {
             oldest: metrics::gauge!(SCRUB_OLDEST, "shard" => shard()),
             bytes: metrics::gauge!(SHARD_SIZE, "shard" => shard()),
+            recheck_keys: metrics::gauge!(SHARD_RECHECK_KEYS, "shard" => shard()),
             states: ShardState::ALL
                 .map(|state| (state, metrics::gauge!(SHARD_STATE, "shard" => shard(), "state" => state.as_str()))),
             residency: metrics::gauge!(SHARD_RESIDENCY, "shard" => shard(), "residency" => residency.as_str()),
@@ -262,9 +275,17 @@ impl ShardMetrics {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are f64; 2^53 bytes are 8 PiB")]
-    pub(crate) fn show(&self, state: ShardState, protection: Protection, bytes: u64, oldest: Duration) {
+    pub(crate) fn show(
+        &self,
+        state: ShardState,
+        protection: Protection,
+        bytes: u64,
+        oldest: Duration,
+        recheck_keys: u32,
+    ) {
         self.oldest.set(oldest.as_secs_f64());
         self.bytes.set(bytes as f64);
+        self.recheck_keys.set(f64::from(recheck_keys));
         for (known, gauge) in &self.states {
             gauge.set(if *known == state { 1.0 } else { 0.0 });
         }
@@ -278,7 +299,8 @@ impl ShardMetrics {
     pub(crate) fn end(&self) {
         let states = self.states.iter().map(|(_, gauge)| gauge);
         let protections = self.protections.iter().map(|(_, gauge)| gauge);
-        for gauge in [&self.oldest, &self.bytes, &self.residency].into_iter().chain(states).chain(protections) {
+        let single = [&self.oldest, &self.bytes, &self.recheck_keys, &self.residency];
+        for gauge in single.into_iter().chain(states).chain(protections) {
             gauge.set(0.0);
         }
     }

@@ -13,6 +13,7 @@ use crate::damage::{Fault, Known};
 use crate::device::{DeviceInfo, Region, Residency};
 use crate::digest::{BlockValue, Digest};
 use crate::error::Error;
+use crate::fingerprint::Spares;
 use crate::freshness::{Freshness, NotFresh};
 use crate::model::{Tensor, TensorTable};
 use crate::seal::{Signature, Statement};
@@ -81,6 +82,8 @@ pub(crate) struct Shard {
     drilled: Mutex<Vec<u64>>,
     /// Whether others can write to the memory.
     pub(crate) writable: Writable,
+    /// Fingerprints to compare with.
+    pub(crate) spares: Spares,
 }
 
 impl Shard {
@@ -113,6 +116,7 @@ impl Shard {
             sha256: None,
             drilled: Mutex::new(Vec::new()),
             writable: Writable::default(),
+            spares: Spares::default(),
         }
     }
 
@@ -384,6 +388,12 @@ impl SealedShard {
     #[must_use]
     pub fn last_verified_ns(&self) -> u64 {
         self.inner.last_verified_ns()
+    }
+
+    /// Keys that are left for [`VramManager::recheck`](crate::VramManager::recheck).
+    #[must_use]
+    pub fn recheck_keys(&self) -> u32 {
+        self.inner.spares.left()
     }
 
     /// The seal as a record: what others keep and present again to

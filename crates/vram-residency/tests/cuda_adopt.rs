@@ -4,7 +4,7 @@
 mod gpu;
 mod support;
 
-use cuda_emulator::{Emulator, Plan};
+use cuda_emulator::{Emulator, Fault, Plan};
 use support::{disk_dir, id};
 use vram_residency::device::conformance::Pattern;
 use vram_residency::device::{Protection, Residency};
@@ -49,6 +49,48 @@ fn memory_of_others_is_sealed_in_place() {
     drop(foreign);
 }
 
+/// Memory of `cuMemAlloc`: some drivers say of it that its handle is nobody's, instead of that there is none.
+#[test]
+fn memory_whose_handle_nobody_is_given_is_verified_too() {
+    let emulator = Emulator::lock(Plan::default());
+    let device = gpu::device();
+    let weights = Pattern { seed: 4 }.bytes(4096);
+    let foreign = Foreign::allocate(&weights);
+    // SAFETY: the memory stays, and nobody writes to it, until the region below is dropped.
+    let region = unsafe { device.adopt(foreign.pointer, 4096) }.unwrap();
+    emulator.add_faults(vec![Fault::fail_forever("cuMemRetainAllocationHandle", 1, 800)]);
+    assert_eq!(region.check_memory().unwrap().foreign, None);
+    drop((region, device, foreign));
+}
+
+/// Frameworks map several allocations behind each other and call it one piece of memory.
+#[test]
+fn several_allocations_behind_each_other_are_one_region_and_a_change_of_either_is_found() {
+    let _emulator = Emulator::lock(Plan::default());
+    let device = gpu::device();
+    let foreign = Foreign::allocate(&[0; 8]);
+    let range = foreign.get("cuMemAddressReserve", &[2 * GRANULE, 0, 0, 0]);
+    let mut handles = [0, GRANULE].map(|at| foreign.map(range + at));
+    // SAFETY: the memory stays, and nobody writes to it, until the region below is dropped.
+    let region = unsafe { device.adopt(range, 2 * GRANULE) }.unwrap();
+    assert_eq!(region.check_memory().unwrap().foreign, None);
+    for (index, at) in [(1, GRANULE), (0, 0)] {
+        // Another allocation takes the place of this one.
+        let old = std::mem::replace(&mut handles[index], 0);
+        foreign.ok("cuMemUnmap", &[range + at, GRANULE]);
+        handles[index] = foreign.map(range + at);
+        foreign.ok("cuMemRelease", &[old]);
+        let found = region.check_memory().unwrap().foreign;
+        assert_eq!(found, Some(vram_residency::device::Foreign::BackingChanged), "part {index}");
+    }
+    drop((region, device));
+    foreign.ok("cuMemUnmap", &[range, 2 * GRANULE]);
+    handles.iter().for_each(|handle| foreign.ok("cuMemRelease", &[*handle]));
+    foreign.ok("cuMemAddressFree", &[range, 2 * GRANULE]);
+}
+
+const GRANULE: u64 = 2 << 20;
+
 /// Memory of `cuMemAlloc`, made with the driver's own calls.
 struct Foreign {
     library: libloading::Library,
@@ -76,6 +118,35 @@ impl Foreign {
         };
         let calls = Emulator::attach(&cuda_emulator::library()).unwrap().report();
         Self { library, pointer, nth: calls.calls_of("cuMemAlloc_v2") }
+    }
+
+    /// Any call whose arguments are words.
+    fn ok(&self, name: &str, arguments: &[u64]) {
+        type Call = unsafe extern "C" fn(u64, u64, u64, u64, u64) -> i32;
+        let mut words = [0; 5];
+        words[..arguments.len()].copy_from_slice(arguments);
+        let [a, b, c, d, e] = words;
+        // SAFETY: the emulator's library; a call ignores the registers that it takes no arguments from.
+        #[allow(clippy::multiple_unsafe_ops_per_block)]
+        let answer = unsafe { self.library.get::<Call>(name).unwrap()(a, b, c, d, e) };
+        assert_eq!(answer, 0, "{name}");
+    }
+
+    /// What a call writes to where its first argument points.
+    fn get(&self, name: &str, arguments: &[u64]) -> u64 {
+        let mut value = 0_u64;
+        self.ok(name, &[&[(&raw mut value) as u64], arguments].concat());
+        value
+    }
+
+    /// A fresh allocation of one granule, mapped there, readable and writable.
+    fn map(&self, at: u64) -> u64 {
+        // Pinned, no handle types, on device 0; readable and writable by device 0.
+        let (properties, access) = ([1_u32, 0, 1, 0, 0, 0, 0, 0], [1_u32, 0, 3]);
+        let handle = self.get("cuMemCreate", &[GRANULE, properties.as_ptr() as u64, 0]);
+        self.ok("cuMemMap", &[at, GRANULE, 0, handle, 0]);
+        self.ok("cuMemSetAccess", &[at, GRANULE, access.as_ptr() as u64, 1]);
+        handle
     }
 
     fn memory(&self) -> cuda_emulator::Memory {

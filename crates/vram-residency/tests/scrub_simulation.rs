@@ -56,6 +56,7 @@ struct Counts {
     ticks: u64,
     late: u64,
     quarantined: u64,
+    rechecks: u64,
 }
 
 impl World {
@@ -84,6 +85,10 @@ impl World {
         options.budget = [Budget::Unlimited, Budget::Share(0.5)][rng.below(2) as usize];
         if rng.chance(70) {
             (options.repeat_faults, options.repairs_per_day) = (0, 0);
+        }
+        if rng.chance(60) {
+            manager.keep_recheck_keys(1 + rng.below(4) as u16);
+            options.recheck = Some(PERIOD / [2, 5, 20][rng.below(3) as usize]);
         }
         let scrubber = Scrubber::manual(&manager, options).unwrap();
         let counts = Counts::default();
@@ -310,6 +315,7 @@ impl World {
         }
         let status = self.scrubber.status();
         self.counts.repaired += status.repairs;
+        self.counts.rechecks += status.rechecks;
         self.counts.quarantined += u64::from(status.device_quarantined.is_some());
     }
 }
@@ -360,6 +366,7 @@ fn nothing_bad_is_ever_called_good() {
                         total.ticks += counts.ticks;
                         total.late += counts.late;
                         total.quarantined += counts.quarantined;
+                        total.rechecks += counts.rechecks;
                     }
                 })
             })
@@ -368,4 +375,5 @@ fn nothing_bad_is_ever_called_good() {
     });
     println!("{seeds} seeds: {totals:?}");
     assert!(seeds < 100 || totals.iter().all(|total| total.flips > 100 && total.repaired > 10 && total.late > 10));
+    assert!(seeds < 100 || totals.iter().all(|total| total.rechecks > 1000));
 }

@@ -1,6 +1,9 @@
 //! Keys, weights and addresses never show: not in text forms of anything public, not in tracing, not in records.
 #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../../audit-logging/tests/common/mod.rs"]
+mod common;
+mod sim;
 mod support;
 
 use std::fmt::{Debug, Write as _};
@@ -8,8 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use support::{SECRET, disk_dir, host, id, key, manager};
-use vram_residency::Error;
+use vram_residency::audit::AuditTrail;
 use vram_residency::device::Device;
+use vram_residency::scrub::{ScrubOptions, Scrubber};
+use vram_residency::{Error, ManagerOptions, Policy, Rechecked, VramManager};
 
 /// Everything that tracing has to say, at every level.
 #[derive(Clone, Default)]
@@ -113,6 +118,56 @@ fn nothing_that_is_printed_logged_or_recorded_holds_a_secret_or_an_address() {
         for window in SECRET.windows(8).chain(WEIGHTS.windows(8)) {
             for spelling in spellings(window) {
                 assert!(!text.contains(&spelling), "{spelling} in {place}");
+            }
+        }
+    }
+}
+
+/// Keys and fingerprints of re-checks, whatever comes of one.
+#[test]
+fn no_key_and_no_fingerprint_is_printed_logged_or_recorded() {
+    let dir = disk_dir();
+    let everything = Everything::default();
+    let rules = Arc::new(sim::Rules::new(sim::SimClock::new()));
+    let said = tracing::subscriber::with_default(everything.clone(), || {
+        let manager = VramManager::new(ManagerOptions {
+            worker_id: support::WORKER.into(),
+            device: Arc::new(sim::SimDevice { inner: host(1 << 20), rules: Arc::clone(&rules) }),
+            key: key(),
+            trail: AuditTrail::open_with(dir.path(), support::small_log()).unwrap(),
+            policy: Policy::default(),
+        })
+        .unwrap();
+        manager.keep_recheck_keys(4);
+        let shard = manager.seal_model(id("shard-1"), "model", b"canary weights").unwrap();
+        let mut options = ScrubOptions::default();
+        options.recheck = Some(options.period);
+        let scrubber = Scrubber::manual(&manager, options).unwrap();
+        scrubber.watch(&shard, None);
+        let matched = manager.recheck(&shard).unwrap();
+        rules.lie_once();
+        let unconfirmed = manager.recheck(&shard).unwrap();
+        assert_eq!(unconfirmed, Rechecked::NotConfirmed);
+        rules.change("shard-1", 3, 4, |bytes| bytes[0] ^= 1);
+        let error = manager.recheck(&shard).unwrap_err();
+        let mut said = format!("{manager:?} {shard:?} {scrubber:?} {matched:?} {error:?} {error}");
+        said += &serde_json::to_string(&scrubber.status()).unwrap();
+        said += &serde_json::to_string(&scrubber.shard_status(&shard).unwrap()).unwrap();
+        drop(scrubber);
+        manager.trail().close(Duration::from_secs(5)).unwrap();
+        said
+    });
+    let told = everything.0.lock().unwrap().clone();
+    assert!(told.contains("was not confirmed"), "tracing says what happens: {told}");
+    let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    let records = String::from_utf8_lossy(&files.flatten().collect::<Vec<u8>>()).into_owned();
+    assert!(records.contains("FingerprintMatched") && records.contains("FingerprintNotConfirmed"));
+    let secrets = rules.fingerprints();
+    assert_eq!(secrets.len(), 3 * (4 + 3), "four keys of the seal, and three of them used");
+    for text in [&said, &told, &records] {
+        for window in secrets.iter().flat_map(|secret| secret.windows(8)) {
+            for spelling in spellings(window) {
+                assert!(!text.contains(&spelling), "{spelling} in {text}");
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) use audit::{
     Audit, AuditCheckProof, AuditExport, AuditKeygen, AuditProve, AuditPrune, AuditShow, AuditSubject, AuditVerify,
     ExportFormat, Filter, Moment, SeverityChoice, Trusted,
 };
-pub(crate) use daemon::{Control, Serve, ServeOptions, Socket};
+pub(crate) use daemon::{Control, Period, Serve, ServeOptions, Socket};
 pub(crate) use evidence::{EvidenceOptions, ReplicaSection, WitnessSection};
 
 /// Keep model weights resident, and prove at any moment that they are the weights that were approved.

@@ -147,6 +147,51 @@ fn the_daemon_keeps_checks_and_repairs_weights_on_a_gpu_and_hands_none_out() {
 }
 
 #[test]
+fn the_daemon_rechecks_fingerprints_beside_its_scrub_and_answers_damage_by_the_policy() {
+    let home = Home::with_gpus(&Plan::default());
+    let config = home.file("vram.toml", b"recheck = \"200ms\"\nrecheck_keys = 3\n");
+    let flags = ["--device", "cuda:0", "--on-failure", "repair", "--allow-drill", "--budget", "unlimited"];
+    let mut daemon = Daemon::start_every(&home, "30s", &[&flags[..], &["--config", config.to_str().unwrap()]].concat());
+    let shards = |status: &Value| status["shards"].as_array().unwrap().clone();
+    // More often than there were keys: a full verification came in between, and new ones.
+    let status = daemon.until("both were re-checked five times", |status| {
+        shards(status).iter().all(|shard| shard["rechecks"].as_u64().unwrap() >= 5)
+    });
+    assert_eq!((&status["scrub"]["recheck_seconds"], &status["ready"]), (&json!(0.2), &json!(true)));
+    assert!(shards(&status).iter().all(|shard| shard["recheck_keys"].as_u64().unwrap() <= 3), "{status}");
+    assert!(shards(&status).iter().all(|shard| shard["state"] == "VERIFIED"), "by the hash in between: {status}");
+    assert_eq!(daemon.told(&["drill", "big-bin", "--byte", "1500000", "--bit", "3"])["block"], 1);
+    // The scrub would take up to 20 s for that block.
+    let status = daemon.until("it is repaired", |status| status["scrub"]["repairs"] == 1);
+    let fault = shards(&status).iter().find(|shard| shard["shard_id"] == "big-bin").unwrap()["last_fault"].clone();
+    assert_eq!((&fault["block"], &fault["differing_bits"]), (&json!(1), &json!(1)), "{fault}");
+    let told = daemon.home.run(["status", "--socket", daemon.socket.to_str().unwrap()]).stdout;
+    assert!(told.contains("every shard's fingerprint within 0.2 s"), "{told}");
+    let metrics = daemon.get("/metrics").body;
+    for name in ["vram_rechecks_total", "vram_shard_recheck_keys{shard=\"big-bin\"}"] {
+        assert!(metrics.contains(name), "{metrics}");
+    }
+    daemon.stop();
+    assert!(home.events().iter().any(|event| event == "FingerprintMatched"));
+    assert_eq!(home.driver_report().complaint(), None);
+}
+
+/// Who asks for re-checks and cannot have them is told, and nothing runs without.
+#[test]
+fn rechecks_that_cannot_be_are_refused_with_the_reason() {
+    let home = Home::new();
+    let refused = |flags: &[&str], words: &[&str]| {
+        let ran = home.run([&["serve", "--json", "--listen", "127.0.0.1:0", "--device", "host"], flags].concat());
+        assert!(ran.code != 0 && words.iter().all(|word| format!("{ran:?}").contains(word)), "{ran:?}");
+    };
+    refused(&["--recheck", "1s"], &["scrub recheck is 1s", "no faster check than hashing, such as host"]);
+    refused(&["--recheck", "61s"], &["between 100 ms and the period"]);
+    refused(&["--recheck", "99ms"], &["from 100ms"]);
+    refused(&["--recheck-keys", "4"], &["without recheck"]);
+    refused(&["--recheck", "1s", "--recheck-keys", "0"], &["recheck-keys"]);
+}
+
+#[test]
 fn the_doctor_says_what_gpus_there_are() {
     let mut plan = Plan::with_devices(2);
     plan.devices[1].integrated = true;

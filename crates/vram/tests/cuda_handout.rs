@@ -396,6 +396,26 @@ fn a_client_whose_driver_does_not_map_for_reading_only_maps_nothing() {
     daemon.until("no lease is left", |status| status["handout"]["leases"] == 0);
 }
 
+/// Each call of the client's driver failing once, one after the other: those of attaching, and those of giving back.
+#[test]
+fn whatever_call_of_its_driver_fails_a_client_says_so_and_leaves_nothing() {
+    let home = Home::with_gpus(&Plan::default());
+    let daemon = Daemon::start_every(&home, "60s", &TRUSTING);
+    for nth in 1.. {
+        let plan = Plan::default().fault(Fault::fail_once("*", nth, 1));
+        let mut client = Client::start(&daemon, &plan);
+        let said = client.ask("attach small-bin");
+        let report = client.end();
+        assert_eq!(report.complaint(), None, "call {nth}: {said}");
+        assert!(report.violations.is_empty(), "call {nth}: {report:?}");
+        if report.calls.values().sum::<u64>() < nth {
+            assert!(nth > 20 && said.starts_with("cuda:0"), "none failed of {nth}: {said}");
+            break;
+        }
+    }
+    daemon.until("no lease is left", |status| status["handout"]["clients"] == json!([]));
+}
+
 #[test]
 fn an_attestation_calls_it_advisory_and_a_policy_that_asks_for_more_refuses_it() {
     const NONCE: &str = "00112233445566778899aabbccddeeff";
@@ -456,6 +476,31 @@ fn an_operator_who_requires_read_only_memory_hands_none_of_a_gpus_out() {
     assert_eq!(daemon.ready["attach_note"], Value::Null);
     let (code, message) = refused(client::connect_to(&daemon.attach()).unwrap().attach_cuda("big-bin"));
     assert!(code == ErrorCode::Device && message.contains("main memory"), "{code} {message}");
+}
+
+/// Where nothing was shown to stop writes anyway, there is nothing to lower, and clients are trusted as much.
+#[test]
+fn memory_that_is_advisory_already_is_handed_out_all_the_same() {
+    let home = Home::with_gpus(&Plan::default());
+    let mut daemon = Daemon::start(&home, &[&TRUSTING[..], &["--no-write-test"]].concat());
+    let mut client = Client::start(&daemon, &Plan::default());
+    assert!(client.ask("attach big-bin").starts_with("cuda:0"));
+    assert!(client.ask("verify").starts_with("blake3:"));
+    let status = daemon.told(&["status"]);
+    for (id, handed) in [("big-bin", true), ("small-bin", false)] {
+        let shard = shard(&status, id);
+        assert_eq!(
+            (&shard["protection"], shard["writable_since"].is_string()),
+            (&json!("advisory"), handed),
+            "{shard}"
+        );
+    }
+    assert_eq!(client.end().complaint(), None);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
+    daemon.stop();
+    let events = events(&home.audit());
+    assert!(named(&events, "ProtectionLowered").is_empty());
+    assert_eq!(named(&events, "ShardAttached")[0]["writable"], true);
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub(crate) mod code {
     pub(crate) const ILLEGAL_ADDRESS: u32 = 700;
     pub(crate) const LAUNCH_TIMEOUT: u32 = 702;
     pub(crate) const ILLEGAL_INSTRUCTION: u32 = 715;
+    pub(crate) const ALREADY_REGISTERED: u32 = 712;
+    pub(crate) const NOT_REGISTERED: u32 = 713;
     pub(crate) const MISALIGNED_ADDRESS: u32 = 716;
     pub(crate) const LAUNCH_FAILED: u32 = 719;
     pub(crate) const NOT_SUPPORTED: u32 = 801;
@@ -52,10 +54,13 @@ pub(crate) mod code {
         (NOT_READY, "CUDA_ERROR_NOT_READY\0", "not done yet\0"),
         (ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS\0", "an access to memory was refused\0"),
         (LAUNCH_TIMEOUT, "CUDA_ERROR_LAUNCH_TIMEOUT\0", "the launch took too long\0"),
+        (ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED\0", "the memory is registered already\0"),
+        (NOT_REGISTERED, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED\0", "the memory is not registered\0"),
         (ILLEGAL_INSTRUCTION, "CUDA_ERROR_ILLEGAL_INSTRUCTION\0", "an illegal instruction was met\0"),
         (MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS\0", "a misaligned address was met\0"),
         (LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED\0", "the launch failed\0"),
         (NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED\0", "not supported\0"),
+        (802, "CUDA_ERROR_SYSTEM_NOT_READY\0", "the system is not yet started\0"),
         (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\0", "library and kernel module differ\0"),
         (UNKNOWN, "CUDA_ERROR_UNKNOWN\0", "unknown error\0"),
     ];

@@ -3,7 +3,14 @@
 /// Exports driver calls: `fn name(state, argument: type, …) { answer }`, and `release(handle)` in front of the body where
 /// the call lets something go.
 macro_rules! driver_calls {
-    ($($(#[$doc:meta])* fn $name:ident($state:ident $(, $argument:ident: $type:ty)* $(,)?) $(release($handle:expr))? $body:block)*) => {$(
+    ($($(#[$doc:meta])* fn $name:ident($state:ident $(, $argument:ident: $type:ty)* $(,)?) $(release($handle:expr))? $body:block)*) => {
+        /// The calls' types, to be held against `cuda.h`.
+        pub(crate) fn declared() -> Vec<$crate::driver::declared::Call> {
+            use $crate::driver::declared::{Call, Described};
+            vec![$(Call { symbol: stringify!($name), arguments: vec![$(<$type>::described()),*] }),*]
+        }
+
+        $(
         $(#[$doc])*
         ///
         /// # Safety
@@ -16,6 +23,7 @@ macro_rules! driver_calls {
             $(releases = Some($handle as u64);)?
             $crate::driver::call(stringify!($name), releases, |$state: &mut $crate::driver::State| -> $crate::driver::Answer { $body })
         }
-    )*};
+        )*
+    };
 }
 pub(crate) use driver_calls;

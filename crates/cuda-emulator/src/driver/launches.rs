@@ -69,10 +69,15 @@ impl State {
             let slow = slow
                 .iter()
                 .filter(|part| part.memory == piece.made_by)
-                .map(|part| (part.from, part.to, part.factor))
+                .map(|part| {
+                    let inside = |at: u64| at.saturating_sub(mapping.offset);
+                    (inside(part.from), inside(part.to), part.factor)
+                })
                 .collect();
             let access = mapping.access.get(device).copied().unwrap_or(0);
-            Range { start, bytes: mapping.bytes, host: piece.pages.host, access, slow }
+            // SAFETY: the offset is inside the piece, whose pages are mapped as long as it lives.
+            let host = unsafe { piece.pages.host.add(mapping.offset as usize) };
+            Range { start, bytes: mapping.bytes, host, access, slow }
         });
         View::new(ranges.collect())
     }

@@ -22,6 +22,8 @@ pub(crate) struct Pages {
     pub(crate) file: OwnedFd,
     pub(crate) host: *mut u8,
     pub(crate) bytes: usize,
+    /// Not the process's own memory under another name.
+    ours: bool,
 }
 
 // SAFETY: the pages belong to the process, not to a thread.
@@ -49,6 +51,19 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Memory that the process has already. A file stands for it, to tell it from other memory.
+    pub(crate) fn registered(host: u64, bytes: u64) -> Result<Self, u32> {
+        let bytes = usize::try_from(bytes).map_err(|_| code::INVALID_VALUE)?;
+        // SAFETY: a NUL-terminated name; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"registered".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(code::OPERATING_SYSTEM);
+        }
+        // SAFETY: just opened, owned by nobody else.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { file, host: host as *mut u8, bytes, ours: false })
+    }
+
     /// Pages of a file that another process made.
     pub(crate) fn map(file: OwnedFd, bytes: u64) -> Result<Self, u32> {
         let bytes = usize::try_from(bytes).map_err(|_| code::OUT_OF_MEMORY)?;
@@ -67,7 +82,7 @@ impl Pages {
         if host == libc::MAP_FAILED {
             return Err(code::OUT_OF_MEMORY);
         }
-        Ok(Self { file, host: host.cast(), bytes })
+        Ok(Self { file, host: host.cast(), bytes, ours: true })
     }
 
     /// What tells these pages from others, in every process: the number of the file.
@@ -82,8 +97,10 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length, and this is the only owner.
-        unsafe { libc::munmap(self.host.cast(), self.bytes) };
+        if self.ours {
+            // SAFETY: mapped by `map` with this length, and this is the only owner.
+            unsafe { libc::munmap(self.host.cast(), self.bytes) };
+        }
     }
 }
 
@@ -151,10 +168,12 @@ pub(crate) struct Piece {
 }
 
 /// Memory at addresses.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mapping {
     pub(crate) bytes: u64,
     pub(crate) piece: u64,
+    /// Where in the piece it begins: not at 0 behind a place where access changes.
+    pub(crate) offset: u64,
     /// Access by device: 0, 1 read, 3 read and write.
     pub(crate) access: Vec<u8>,
     /// What the readings say where `cuMemSetAccess` lies.
@@ -230,6 +249,39 @@ impl Space {
         (at == end).then_some(starts)
     }
 
+    /// The same for a range that need not begin and end where mappings do: they are cut there. What is mapped to what, and
+    /// what is allowed, stays.
+    pub(crate) fn cut(&mut self, start: u64, bytes: u64) -> Option<Vec<u64>> {
+        let end = start.checked_add(bytes)?;
+        for at in [start, end] {
+            let Some((first, mapping)) = self.mapping(at).filter(|(first, _)| *first != at) else { continue };
+            let (mut front, mut back) = (mapping.clone(), mapping.clone());
+            front.bytes = at - first;
+            back.bytes -= front.bytes;
+            back.offset += front.bytes;
+            self.pieces.get_mut(&front.piece)?.mappings += 1;
+            self.mappings.insert(first, front);
+            self.mappings.insert(at, back);
+        }
+        self.exactly(start, bytes)
+    }
+
+    /// Whether these mappings are all of each piece that they map, from its first byte to its last.
+    pub(crate) fn are_whole(&self, starts: &[u64]) -> bool {
+        let mut from = 0;
+        for start in starts {
+            let mapping = &self.mappings[start];
+            if mapping.offset != from {
+                return false;
+            }
+            from = mapping.offset + mapping.bytes;
+            if from == self.pieces[&mapping.piece].bytes {
+                from = 0;
+            }
+        }
+        from == 0
+    }
+
     /// Where the bytes of a range are for the host, in pieces, if this device may access them so.
     pub(crate) fn resolve(
         &self,
@@ -250,8 +302,8 @@ impl Space {
             let piece = &self.pieces[&mapping.piece];
             let offset = at - start;
             let length = left.min(mapping.bytes - offset);
-            // SAFETY: `offset` is inside the piece, whose pages are mapped as long as it lives.
-            parts.push((unsafe { piece.pages.host.add(offset as usize) }, length as usize));
+            // SAFETY: inside the piece, whose pages are mapped as long as it lives.
+            parts.push((unsafe { piece.pages.host.add((mapping.offset + offset) as usize) }, length as usize));
             at += length;
             left -= length;
         }

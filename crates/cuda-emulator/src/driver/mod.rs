@@ -4,6 +4,7 @@ pub(crate) mod abi;
 mod calls;
 mod contexts;
 pub(crate) mod control;
+pub mod declared;
 mod devices;
 mod faults;
 mod graphs;
@@ -181,6 +182,7 @@ impl State {
         }
         match kind {
             Kind::Context => code::INVALID_CONTEXT,
+            Kind::Registered => code::NOT_REGISTERED,
             Kind::Handle | Kind::Reservation | Kind::Mapping | Kind::Allocation | Kind::Managed | Kind::Host => {
                 code::INVALID_VALUE
             }
@@ -263,7 +265,7 @@ impl State {
         let mut live = Vec::new();
         let wanted = |at: usize| device.is_none_or(|device| device == at);
         let refused = |call: &'static str, handle: u64| self.refused.contains(&(call, handle));
-        for (&handle, stream) in self.streams.iter().filter(|(_, stream)| !stream.default) {
+        for (&handle, stream) in self.streams.iter().filter(|(_, stream)| !stream.default && !stream.ended) {
             if wanted(stream.origin.device) {
                 live.push(stream.origin.live(Kind::Stream, handle, 0, refused("cuStreamDestroy_v2", handle)));
             }
@@ -285,6 +287,7 @@ impl State {
             let release = match piece.kind {
                 Kind::Allocation | Kind::Managed => "cuMemFree_v2",
                 Kind::Host => "cuMemFreeHost",
+                Kind::Registered => "cuMemHostUnregister",
                 _ => continue,
             };
             if wanted(piece.device) {

@@ -40,11 +40,11 @@ impl State {
         let value = match attribute {
             1 => self.devices[piece.device].context.filter(|_| piece.kind != Kind::Handle).unwrap_or(0),
             2 => match piece.kind {
-                Kind::Host => 1,
+                kind if kind.is_host() => 1,
                 _ => 2,
             },
             3 => address,
-            4 if matches!(piece.kind, Kind::Host | Kind::Managed) => address,
+            4 if piece.kind.is_host() || piece.kind == Kind::Managed => address,
             7 | 20 => piece.pages.block(),
             6 | 15 => 0,
             8 => truth(piece.kind == Kind::Managed),
@@ -56,8 +56,8 @@ impl State {
             14 => u64::from(piece.prop.requested_handle_types),
             16 => u64::from(mapping.claimed[device]),
             17 => 0,
-            18 => mapping.bytes,
-            19 => start,
+            18 => piece.bytes,
+            19 => start - mapping.offset,
             _ => return Err(code::INVALID_VALUE),
         };
         Ok((value, wide))

@@ -15,6 +15,8 @@ pub(crate) struct Stream {
     pub(crate) origin: Origin,
     /// The context's own stream, whose handle is 0.
     pub(crate) default: bool,
+    /// Destroyed, and still with work.
+    pub(crate) ended: bool,
     /// Waits for the default stream, and the other way round.
     pub(crate) blocking: bool,
     pub(crate) work: VecDeque<Work>,
@@ -55,7 +57,7 @@ pub(crate) enum Work {
 
 impl Stream {
     pub(crate) fn new(origin: Origin, blocking: bool) -> Self {
-        Self { origin, default: false, blocking, work: VecDeque::new(), clock_us: 0.0 }
+        Self { origin, default: false, ended: false, blocking, work: VecDeque::new(), clock_us: 0.0 }
     }
 
     pub(crate) fn default_of(origin: Origin) -> Self {
@@ -79,7 +81,8 @@ impl State {
                 .iter()
                 .find(|(_, stream)| stream.default && stream.origin.device == device)
                 .map(|(&handle, _)| handle),
-            _ => Some(handle).filter(|handle| self.streams.get(handle).is_some_and(|stream| !stream.default)),
+            _ => Some(handle)
+                .filter(|handle| self.streams.get(handle).is_some_and(|stream| !stream.default && !stream.ended)),
         };
         let Some(handle) = wanted else { return Err(self.unknown(handle, Kind::Stream, false)) };
         if self.streams[&handle].origin.device == device { Ok(handle) } else { Err(code::INVALID_HANDLE) }
@@ -106,6 +109,9 @@ impl State {
     /// Runs all of a stream.
     pub(super) fn drain(&mut self, stream: u64) -> Answer {
         while self.step(stream)? {}
+        if self.streams.get(&stream).is_some_and(|stream| stream.ended) {
+            self.streams.remove(&stream);
+        }
         Ok(())
     }
 
@@ -226,7 +232,7 @@ impl State {
 
     /// Whether the driver knows the address as pinned memory of the host.
     pub(super) fn is_host(&self, address: u64) -> bool {
-        self.space.mapping(address).is_some_and(|(_, mapping)| self.space.pieces[&mapping.piece].kind == Kind::Host)
+        self.space.mapping(address).is_some_and(|(_, mapping)| self.space.pieces[&mapping.piece].kind.is_host())
     }
 
     /// Refuses a range that has no memory, as the driver does when it is asked, before anything runs.

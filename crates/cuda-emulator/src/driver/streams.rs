@@ -32,14 +32,16 @@ driver_calls! {
         stream.set(handle)
     }
 
-    /// Lets a stream go; its work is still done.
+    /// Lets a stream go, without a wait. Its work is done when somebody waits for the device, or for an event in it.
     fn cuStreamDestroy_v2(state, stream: u64) release(stream) {
         if matches!(stream, 0 | 1) || state.gone.contains(&(Kind::Stream, stream)) {
             return Err(state.unknown(stream, Kind::Stream, true));
         }
         let handle = state.stream(stream)?;
-        state.drain(handle)?;
-        state.streams.remove(&handle);
+        match state.streams.get_mut(&handle) {
+            Some(stream) if !stream.work.is_empty() => stream.ended = true,
+            _ => drop(state.streams.remove(&handle)),
+        }
         state.gone.insert((Kind::Stream, handle));
         Ok(())
     }

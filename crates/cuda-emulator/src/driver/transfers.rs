@@ -2,6 +2,7 @@
 
 use super::abi::{AllocationProp, Location, Out, code};
 use super::calls::driver_calls;
+use super::memory::Pages;
 use super::queue::{Place, Work};
 use super::{Answer, State};
 use crate::report::Kind;
@@ -78,6 +79,9 @@ impl State {
     }
 
     fn check_places(&mut self, device: usize, to: &Place, from: &Place, bytes: u64, by: &str) -> Answer {
+        if [to, from].iter().any(|place| matches!(place, Place::Host(_))) {
+            self.report.pageable_bytes += bytes;
+        }
         for place in [to, from] {
             match place {
                 Place::Known(address) => self.check_range(device, *address, bytes, by)?,
@@ -145,6 +149,30 @@ driver_calls! {
     /// Frees it.
     fn cuMemFreeHost(state, address: u64) release(address) {
         state.free(address, &[Kind::Host])
+    }
+
+    /// Pins memory of the process, which stays the process's.
+    fn cuMemHostRegister_v2(state, address: u64, bytes: usize, flags: u32) {
+        let device = state.device()?;
+        let bytes = bytes as u64;
+        let end = address.checked_add(bytes).ok_or(code::INVALID_VALUE)?;
+        if address == 0 || bytes == 0 || flags > 15 {
+            return Err(code::INVALID_VALUE);
+        }
+        if state.space.mapping(address).is_some() || state.space.mappings.range(address..end).next().is_some() {
+            return Err(code::ALREADY_REGISTERED);
+        }
+        let pages = Pages::registered(address, bytes)?;
+        let prop = State::plain_prop(device);
+        let id = state.add_piece(Kind::Registered, device, bytes, prop, pages, false);
+        state.map_piece(address, id, 3);
+        state.gone.remove(&(Kind::Registered, address));
+        Ok(())
+    }
+
+    /// Undoes that.
+    fn cuMemHostUnregister(state, address: u64) release(address) {
+        state.free(address, &[Kind::Registered])
     }
 
     /// Where a device sees pinned memory: at the same address.

@@ -35,7 +35,7 @@ impl State {
         bytes: u64,
         prop: AllocationProp,
     ) -> Result<u64, u32> {
-        let counted = kind != Kind::Host;
+        let counted = !kind.is_host();
         if counted && bytes > self.free_bytes(device) {
             return Err(code::OUT_OF_MEMORY);
         }
@@ -46,7 +46,7 @@ impl State {
         Ok(self.add_piece(kind, device, bytes, prop, pages, counted))
     }
 
-    fn add_piece(
+    pub(super) fn add_piece(
         &mut self,
         kind: Kind,
         device: usize,
@@ -67,11 +67,13 @@ impl State {
     pub(super) fn map_piece(&mut self, start: u64, id: u64, access: u8) {
         let Some(piece) = self.space.pieces.get_mut(&id) else { return };
         piece.mappings += 1;
-        let everybody = matches!(piece.kind, Kind::Host | Kind::Managed);
+        let everybody = piece.kind.is_host() || piece.kind == Kind::Managed;
         let rights: Vec<u8> =
             (0..self.devices.len()).map(|at| if at == piece.device || everybody { access } else { 0 }).collect();
         let bytes = piece.bytes;
-        self.space.mappings.insert(start, Mapping { bytes, piece: id, claimed: rights.clone(), access: rights });
+        self.space
+            .mappings
+            .insert(start, Mapping { bytes, piece: id, offset: 0, claimed: rights.clone(), access: rights });
     }
 
     /// The piece of a handle that is held.
@@ -107,12 +109,18 @@ impl State {
     }
 
     fn set_access(&mut self, start: u64, bytes: u64, desc: AccessDesc) -> Answer {
-        let starts = self.space.exactly(start, bytes).ok_or(code::INVALID_VALUE)?;
-        self.alive_at(&starts)?;
         if desc.location.kind != 1 || !matches!(desc.flags, 0 | 1 | 3) {
             return Err(code::INVALID_VALUE);
         }
         let device = self.ordinal(desc.location.id)?;
+        let parts = self.plan.devices[device].access_in_parts;
+        let granules = start.is_multiple_of(GRANULARITY) && bytes.is_multiple_of(GRANULARITY);
+        let starts = if parts && granules { self.space.cut(start, bytes) } else { self.space.exactly(start, bytes) };
+        let starts = starts.ok_or(code::INVALID_VALUE)?;
+        self.alive_at(&starts)?;
+        if !parts && !self.space.are_whole(&starts) {
+            return Err(code::INVALID_VALUE);
+        }
         if starts.iter().any(|start| self.space.pieces[&self.space.mappings[start].piece].kind != Kind::Handle) {
             return Err(code::INVALID_VALUE);
         }
@@ -223,6 +231,9 @@ driver_calls! {
             return Err(state.unknown(address, Kind::Mapping, true));
         };
         state.alive_at(&starts)?;
+        if !state.space.are_whole(&starts) {
+            return Err(code::INVALID_VALUE);
+        }
         if starts.iter().any(|start| state.space.pieces[&state.space.mappings[start].piece].kind != Kind::Handle) {
             return Err(code::INVALID_VALUE);
         }
@@ -254,6 +265,10 @@ driver_calls! {
         let device = state.ordinal(location.id)?;
         state.alive(device)?;
         let (_, mapping) = state.space.mapping(address).ok_or(code::INVALID_VALUE)?;
+        // It belongs to `cuMemSetAccess`: of other memory there is nothing to tell.
+        if state.space.pieces[&mapping.piece].kind != Kind::Handle {
+            return Err(code::INVALID_VALUE);
+        }
         flags.set(u64::from(mapping.claimed[device]))
     }
 

@@ -15,6 +15,10 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
         vec!["memory, bytes".to_owned(), facts.total_bytes.to_string()],
         vec!["free, bytes".to_owned(), facts.free_bytes.to_string()],
         vec!["granularity, bytes".to_owned(), facts.granularity_bytes.to_string()],
+        vec!["priorities of streams, lowest to highest (default: 0)".to_owned(), {
+            let (lowest, highest) = facts.priorities;
+            format!("{lowest} to {highest}")
+        }],
     ];
     rows.extend(facts.attributes.iter().map(|(name, value)| vec![(*name).to_owned(), number(*value)]));
     bench.sink.table("The card", &["what", "stated"], rows);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use stats_alloc::Region as Counter;
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{CudaDevice, Device, Region};
 use vram_residency::digest::{BlockValue, block_count};
 use vram_residency::seal::SealKey;
-use vram_residency::{ManagerOptions, Policy, ShardId, VramManager};
+use vram_residency::{ManagerOptions, Policy, Rechecked, ShardId, VramManager};
 
 use super::{Bench, GIB, MIB, median, rounds as timed, shown};
 use crate::ALLOCATOR;
@@ -35,16 +35,17 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
         trail: AuditTrail::open(dir.path())?,
         policy: Policy::default(),
     })?;
+    let (warm, rounds) = (bench.size(3, 1), bench.size(10, 2));
+    manager.keep_recheck_keys(u16::try_from(warm + rounds)?);
     let shard = manager.seal_region(ShardId::new("region")?, "gpu-check", region)?;
     let (mut times, mut allocations, mut suspected) = (Vec::new(), 0, 0);
-    let rounds = bench.size(10, 2);
-    for round in 0..bench.size(3, 1) + rounds {
+    for round in 0..warm + rounds {
         manager.trail().flush(Duration::from_secs(10))?;
         let counter = Counter::new(ALLOCATOR);
         let verified = manager.verify_sealed(&shard)?;
         let change = counter.change();
         // The first rounds make buffers of the log's.
-        if round >= bench.size(3, 1) {
+        if round >= warm {
             times.push(verified.duration.as_secs_f64());
             allocations += change.allocations + change.reallocations;
             suspected += verified.suspected_paged.map_or(0, |part| part.blocks);
@@ -57,6 +58,27 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let name = format!("heap allocations in {rounds} verifications");
     sink.counted(&name, "allocations", allocations as u64, Bar::everywhere(0.0));
     sink.counted("blocks suspected to be paged out", "blocks", suspected, None);
+
+    // The fingerprint as the device takes it: key and table there, both halves, values back, all of it wiped.
+    let (mut times, mut allocations) = (Vec::new(), 0);
+    for round in 0..warm + rounds {
+        manager.trail().flush(Duration::from_secs(10))?;
+        let counter = Counter::new(ALLOCATOR);
+        let rechecked = manager.recheck(&shard)?;
+        let change = counter.change();
+        let Rechecked::Matched { duration, .. } = rechecked else {
+            bail!("a fingerprint did not match: {rechecked:?}")
+        };
+        if round >= warm {
+            times.push(duration.as_secs_f64());
+            allocations += change.allocations + change.reallocations;
+        }
+    }
+    let seconds = median(times);
+    sink.timed(&format!("re-check by fingerprint of {}", shown(bytes)), "ms", seconds * 1000.0, None);
+    sink.timed("the same as a rate", "TB/s", bytes as f64 / seconds / 1e12, None);
+    let name = format!("heap allocations in {rounds} re-checks");
+    sink.counted(&name, "allocations", allocations as u64, Bar::everywhere(0.0));
     Ok(())
 }
 

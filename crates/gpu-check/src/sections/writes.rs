@@ -38,6 +38,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 const BEFORE: [u8; 8] = [0x5a; 8];
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let is_shared =
+        bench.facts.attributes.iter().any(|(name, value)| *name == "mps" && value.is_some_and(|on| on != 0));
+    ensure!(!is_shared, "this GPU is shared through MPS, where a refused write ends the work of other processes too");
     // Each row as soon as it is known.
     let say = |title: &str, row| bench.sink.table(title, &COLUMNS, vec![row]);
     let (mut tried, mut died, mut known, mut changed) = (0, 0, 0, 0);

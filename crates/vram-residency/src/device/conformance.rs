@@ -1,7 +1,7 @@
 //! One suite that every device must pass, shipped so that it can be run on the machine that matters.
 //!
 //! It states what the rest of the crate relies on: digests are the official ones at every boundary length and
-//! alignment, reservations add up, filling that fails leaves nothing behind, protected regions read back what was
+//! alignment, a fingerprint follows from key and bytes, reservations add up, filling that fails leaves nothing behind, protected regions read back what was
 //! written, and a repair changes exactly the bytes it was given.
 
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Device, DeviceError, Export, Fill, Protection, Region};
 use crate::digest::{BLOCK_BYTES, BlockValue, Digest, block_count, merge};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 /// Lengths at which block, chunk and page arithmetic goes wrong first, in bytes.
 pub const BOUNDARY_LENGTHS: [u64; 22] = [
@@ -99,7 +100,8 @@ impl Pattern {
 
 /// A source that fails at one block.
 struct FailsAt {
-    calls: AtomicU64,
+    /// Blocks that were asked for.
+    blocks: AtomicU64,
     at: u64,
     abandoned: AtomicBool,
 }
@@ -107,8 +109,9 @@ struct FailsAt {
 impl Fill for FailsAt {
     fn fill(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         buffer.fill(1);
-        let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        if call >= self.at { Err(io::Error::other("on purpose")) } else { Ok(()) }
+        let blocks = block_count(buffer.len() as u64);
+        let before = self.blocks.fetch_add(blocks, Ordering::Relaxed);
+        if before.saturating_add(blocks) > self.at { Err(io::Error::other("on purpose")) } else { Ok(()) }
     }
 
     fn abandon(&self) {
@@ -158,6 +161,11 @@ fn check_region(device: &dyn Device, bytes: u64, lead: u8) -> Result<(), Failure
     require(rehash(region)? == Some(digest), "hashing gives the official digest", bytes, lead)?;
     require(reads_back(region, &pattern)?, "a region reads back what was written", bytes, lead)?;
     ranges_are_checked(region)?;
+    let first = fingerprint(region, 1)?;
+    require(first.is_some() == device.has_fingerprint(), "a device has fingerprints or has none", bytes, lead)?;
+    require(first == fingerprint(region, 1)?, "a fingerprint follows from key and bytes", bytes, lead)?;
+    let other = fingerprint(region, 2)?;
+    require(first.is_none() || first != other, "another key gives another fingerprint", bytes, lead)?;
     require(others_read(region, &pattern)?, "what is exported is the region, and cannot be written", bytes, lead)?;
     for offset in [0, bytes / 2, bytes.saturating_sub(1)] {
         if offset < bytes {
@@ -178,7 +186,10 @@ fn rewriting_changes_just_that_byte(
     let property = "one rewritten byte changes its own block's value and no other";
     let original = usize::try_from(offset).ok().and_then(|offset| pattern.get(offset)).copied().unwrap_or(0);
     let rewrite = |byte: u8| region.rewrite(offset, &[byte]).map_err(refused("a byte is rewritten"));
+    let before = fingerprint(region, offset)?;
     rewrite(original ^ 0x10)?;
+    let changed = before.is_none() || before != fingerprint(region, offset)?;
+    require(changed, "one rewritten byte changes the fingerprint", bytes, lead)?;
     let damaged = offset / BLOCK_BYTES;
     let mut value = [BlockValue::UNKNOWN];
     for (index, sealed) in (0_u64..).zip(sealed) {
@@ -186,6 +197,7 @@ fn rewriting_changes_just_that_byte(
         require((value == [*sealed]) == (index != damaged), property, bytes, lead)?;
     }
     rewrite(original)?;
+    require(before == fingerprint(region, offset)?, "a repaired region has its fingerprint again", bytes, lead)?;
     let memory = region.check_memory().map_err(refused("a repaired region's memory is asked about"))?;
     let same = (memory.residency, memory.protection) == (region.residency(), region.protection());
     require(same, "a repaired region is protected as before", bytes, lead)?;
@@ -211,7 +223,7 @@ fn failing_fill_leaves_nothing(device: &dyn Device, bytes: u64) -> Result<(), Fa
     for at in 0..blocks {
         let mut staged = device.allocate(bytes, 0).map_err(refused("a region is allocated"))?;
         let mut values = vec![BlockValue::UNKNOWN; usize::try_from(blocks).unwrap_or(0)];
-        let source = FailsAt { calls: AtomicU64::new(0), at, abandoned: AtomicBool::new(false) };
+        let source = FailsAt { blocks: AtomicU64::new(0), at, abandoned: AtomicBool::new(false) };
         let answer = staged.fill(&source, &mut values);
         require(matches!(answer, Err(DeviceError::Source { .. })), "a failing source is reported", bytes, 0)?;
         require(source.abandoned.into_inner(), "a fill that failed is abandoned", bytes, 0)?;
@@ -232,6 +244,11 @@ fn rehash(region: &dyn Region) -> Result<Option<Digest>, Failure> {
     let mut values = vec![BlockValue::UNKNOWN; usize::try_from(block_count(region.bytes())).unwrap_or(0)];
     region.hash_blocks(0, &mut values).map_err(refused("a region is hashed"))?;
     Ok(merge(&values))
+}
+
+fn fingerprint(region: &dyn Region, secret: u64) -> Result<Option<Fingerprint>, Failure> {
+    let key = FingerprintKey::from_secret(*Digest::of(&secret.to_le_bytes()).as_bytes());
+    region.fingerprint(&key).map_err(refused("a region's fingerprint is taken"))
 }
 
 fn reads_back(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {

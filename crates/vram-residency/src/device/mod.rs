@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 mod child;
 pub mod conformance;
@@ -309,7 +310,8 @@ pub enum DeviceError {
 
 /// Where the bytes of a region come from while it is filled.
 ///
-/// Called from several threads at once, once for each block, in roughly ascending order.
+/// Called from several threads at once, in roughly ascending order, for one block or several that follow one another, as
+/// wholes: all that a thread takes at a time.
 pub trait Fill: Sync {
     /// Writes the region's bytes from `offset` on into `buffer`, all of it.
     ///
@@ -351,6 +353,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         Driver { name: text(system.sysname()), version: text(system.release()), machine: text(system.machine()) }
     }
 
+    /// Whether its regions have a check that is faster than hashing: [`Region::fingerprint`].
+    fn has_fingerprint(&self) -> bool {
+        false
+    }
+
     /// What is known about the GPU that it is, where it is one.
     fn cuda_facts(&self) -> Option<&CudaFacts> {
         None
@@ -390,7 +397,7 @@ pub trait StagedRegion: Send {
     /// device's own memory after the copy. `values` must hold exactly the region's blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Source`] with the first failing offset; the region is then good for nothing but dropping.
+    /// [`DeviceError::Source`] with the offset of the first piece that failed; the region is then good for nothing but dropping.
     fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
     /// Makes the region read-only for ever.
@@ -417,6 +424,16 @@ pub trait Region: Any + Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`] where there are no such blocks.
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError>;
 
+    /// The keyed [fingerprint](crate::fingerprint) of all of the region's bytes, computed in place; none where the device has
+    /// no faster check than hashing. The key is in the device's memory for that time only. Allocates nothing once the first
+    /// one was taken.
+    ///
+    /// # Errors
+    /// Whatever the device answers. The key is then as good as seen.
+    fn fingerprint(&self, _key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        Ok(None)
+    }
+
     /// Asks the driver or the kernel anew where the memory is and what stops a write. A part of every full verification.
     ///
     /// # Errors
@@ -442,11 +459,11 @@ pub trait Region: Any + Send + Sync + fmt::Debug {
     /// [`DeviceError::OutOfRange`], or [`DeviceError::System`] where the protection cannot be changed or restored.
     fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// What another process needs to map the same memory for reading. The memory lives until the last one who has it
+    /// What another process needs to map the same memory; [`Export::is_writable`] says what it could do with it. The memory lives until the last one who has it
     /// mapped or holds its export is gone, also when the region is dropped before.
     ///
     /// # Errors
-    /// [`DeviceError::System`] where the region is not protected, or the system refuses.
+    /// [`DeviceError::System`] where this memory cannot be exported, or the system refuses.
     fn export(&self) -> Result<Export, DeviceError>;
 }
 

@@ -33,9 +33,11 @@ impl VramManager {
         let values = hash_all(region.as_ref())?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
         worker.admit_region(region.as_ref(), shard_id)?;
+        let spares = worker.first_spares(region.as_ref(), &values)?;
         let model_ref = Arc::from(model_ref);
         let part = Part { shard_id, model_ref, index: 0, count: 1, writable_since_ns: None };
-        let shard = worker.sign(part, TensorTable::empty(), values, digest, region, hashed_ns)?;
+        let mut shard = worker.sign(part, TensorTable::empty(), values, digest, region, hashed_ns)?;
+        shard.spares = spares;
         worker.device_is_trusted()?;
         let inner = Arc::new(shard);
         claim.keep(&inner);

@@ -54,8 +54,8 @@ impl VramManager {
     /// On record first; nothing may leave without that.
     ///
     /// Whoever has the descriptor of a GPU's memory can write to it, and nobody can take it back. So the shard's protection is
-    /// `advisory` from then on, wherever it is told of, until it is loaded anew; that has a critical record of its own. The
-    /// seal goes on to say what was so when it was made.
+    /// `advisory` from then on, wherever it is told of, until it is loaded anew; where it was more before, that has a critical
+    /// record of its own. The seal goes on to say what was so when it was made.
     ///
     /// # Errors
     /// [`Error::Policy`] where the policy asks for read-only memory and the client could write, [`Error::Audit`] where a record
@@ -71,7 +71,9 @@ impl VramManager {
         }
         if writable && inner.writable.since_ns().is_none() {
             let (from, to, reason) = (inner.protection(), Protection::Advisory, HANDED_OUT);
-            self.worker.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason })?;
+            if from != to {
+                self.worker.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason })?;
+            }
             inner.writable.note(self.worker.trail.wall_ns());
         }
         self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease, writable })?;

@@ -1,7 +1,7 @@
 //! The front door: seal, verify, repair, release, list.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ mod adopt;
 mod attest;
 mod handout;
 mod past;
+mod recheck;
 mod repair;
 mod sealing;
 mod together;
@@ -28,6 +29,7 @@ mod unseal;
 mod verify;
 
 pub use handout::HandoutEvent;
+pub use recheck::{RECHECK_KEYS, Rechecked};
 pub use repair::RepairReport;
 pub use sealing::SealRequest;
 pub use unseal::{NotResealed, NotUnsealed, Unsealed};
@@ -70,6 +72,8 @@ pub(crate) struct Worker {
     residents: Mutex<Vec<Resident>>,
     past: Mutex<past::Past>,
     sha256_bytes: AtomicU64,
+    /// Keys for re-checks that each shard gets.
+    recheck_keys: AtomicU16,
     quarantined: OnceLock<Box<str>>,
     pub(crate) trail: AuditTrail,
 }
@@ -123,6 +127,7 @@ impl VramManager {
             residents: Mutex::default(),
             past: Mutex::default(),
             sha256_bytes: AtomicU64::new(0),
+            recheck_keys: AtomicU16::new(0),
             quarantined: OnceLock::new(),
             trail,
         };

@@ -8,7 +8,7 @@ use super::{Recorded, VramManager, Worker, check_text};
 use crate::approval::Approval;
 use crate::attest::KeyId;
 use crate::audit::{AuditEvent, Text};
-use crate::device::{DeviceError, Fill, MemoryCheck, Region, StagedRegion};
+use crate::device::{DeviceError, DeviceKind, Fill, MemoryCheck, Region, StagedRegion};
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
 use crate::error::Error;
 use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
@@ -148,6 +148,8 @@ impl VramManager {
         let sha256 = is_needed.then(OrderedSha256::default);
         let loader = Loader {
             source: file.source(),
+            // Main memory is not where it goes to, and need not keep a copy.
+            once: self.worker.device.info().kind != DeviceKind::Host,
             progress: request.progress,
             sha256: sha256.as_ref(),
             cancelled: request.cancelled,
@@ -205,6 +207,7 @@ impl Worker {
         self.check_expectation(request, digest, &contents)?;
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
         self.admit_region(region.as_ref(), request.shard_id)?;
+        let spares = self.first_spares(region.as_ref(), &values)?;
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;
@@ -212,6 +215,7 @@ impl Worker {
         let part = Part { shard_id: request.shard_id, model_ref, index, count, writable_since_ns: None };
         let mut shard = self.sign(part, contents.table, values, digest, region, hashed_ns)?;
         shard.sha256 = sha256;
+        shard.spares = spares;
         self.device_is_trusted()?;
         let inner = Arc::new(shard);
         claim.keep(&inner);

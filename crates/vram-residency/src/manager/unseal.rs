@@ -193,6 +193,7 @@ impl Unsealed {
         let hashed_ns = worker.now_ns();
         let values = hash_all(self.region()?)?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
+        let spares = worker.first_spares(self.region()?, &values)?;
         let gone = || Error::ForeignShard { shard_id: Box::new(self.shard_id) };
         let part = self.part.take().ok_or_else(gone)?;
         worker.record_first(&self.resealed(digest))?;
@@ -200,7 +201,8 @@ impl Unsealed {
         // From here on the region's end is the shard's, or that of the error below.
         let bytes = region.bytes();
         match worker.sign(part, self.table.clone(), values, digest, region, hashed_ns) {
-            Ok(shard) => {
+            Ok(mut shard) => {
+                shard.spares = spares;
                 let inner = Arc::new(shard);
                 worker.hold(&inner);
                 worker.metrics.seals.increment(1);

@@ -150,7 +150,7 @@ impl Worker {
     }
 
     /// Everything that can be checked about a shard.
-    fn examine(&self, shard: &Shard) -> Result<Examined, Error> {
+    pub(super) fn examine(&self, shard: &Shard) -> Result<Examined, Error> {
         if let Err(cause) = self.examine_seal(shard) {
             return Ok(Err(cause));
         }

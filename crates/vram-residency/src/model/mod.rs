@@ -45,6 +45,7 @@ use rustix::fs::{Mode, OFlags};
 pub use discover::{Found, ShardIndex, discover, find};
 pub use dtype::{Dtype, UnknownDtype};
 pub use error::ModelError;
+pub(crate) use source::read_once_exact_at;
 pub use source::{Source, read_exact_at};
 pub use table::{Tensor, TensorTable};
 

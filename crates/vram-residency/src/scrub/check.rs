@@ -1,9 +1,10 @@
 //! One step of the continuous check.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::core::{Core, Job};
+use super::core::{Core, Due, Job};
 use crate::audit::AuditEvent;
 use crate::digest::{BlockValue, block_range};
 use crate::error::Error;
@@ -22,7 +23,7 @@ enum Found {
 }
 
 impl Core {
-    /// Checks the block that is due, if one is. Otherwise says for how long there is nothing to do.
+    /// Checks what is due, if anything is. Otherwise says for how long there is nothing to do.
     pub(super) fn tick(&self) -> Option<Duration> {
         let now = self.worker.now_ns();
         self.note_move(now);
@@ -36,16 +37,22 @@ impl Core {
         };
         let began_ns = self.worker.now_ns();
         let Some(_alone) = job.shard.try_begin_check() else {
-            self.let_rest(&job, now.saturating_add(BUSY_NS));
+            self.let_rest(&job.shard, now.saturating_add(BUSY_NS));
             return Some(Duration::ZERO);
         };
         if job.shard.state().is_out() {
             return None;
         }
-        let (found, took) = self.check(&job, began_ns);
-        self.settle(&job, &found);
-        let range = block_range(job.shard.statement.bytes, job.block);
-        let rest = self.options.budget.rest(range.end.saturating_sub(range.start), took);
+        let (bytes, took) = match job.what {
+            Due::Block(block) => {
+                let (found, took) = self.check(&job, block, began_ns);
+                self.settle(&job.shard, block, &found);
+                let range = block_range(job.shard.statement.bytes, block);
+                (range.end.saturating_sub(range.start), took)
+            }
+            Due::Recheck => self.recheck(&job, began_ns),
+        };
+        let rest = self.options.budget.rest(bytes, took);
         let rest_ns = u64::try_from(rest.as_nanos()).unwrap_or(u64::MAX);
         self.allowed_ns.store(self.worker.now_ns().saturating_add(rest_ns), Ordering::Relaxed);
         None
@@ -53,14 +60,14 @@ impl Core {
 
     /// Reads a block in place, and does what follows from a mismatch. Says how long the reading took: what a repair takes
     /// is not the budget's affair.
-    fn check(&self, job: &Job, began_ns: u64) -> (Found, Duration) {
+    fn check(&self, job: &Job, block: u64, began_ns: u64) -> (Found, Duration) {
         let shard = &*job.shard;
-        let span = tracing::debug_span!("scrub", shard_id = %shard.statement.shard_id, block = job.block);
+        let span = tracing::debug_span!("scrub", shard_id = %shard.statement.shard_id, block);
         let _entered = span.enter();
         let mut value = [BlockValue::UNKNOWN];
-        let hashed = shard.region().and_then(|region| Ok(region.hash_blocks(job.block, &mut value)?));
+        let hashed = shard.region().and_then(|region| Ok(region.hash_blocks(block, &mut value)?));
         let took = Duration::from_nanos(self.worker.now_ns().saturating_sub(began_ns));
-        let is_as_sealed = hashed.map(|()| value.first().copied() == shard.sealed_value(job.block));
+        let is_as_sealed = hashed.map(|()| value.first().copied() == shard.sealed_value(block));
         let verdict = is_as_sealed.and_then(|is_as_sealed| {
             if is_as_sealed {
                 return Ok(false);
@@ -68,7 +75,7 @@ impl Core {
             // No work on it while it is read again.
             let before = shard.state();
             shard.set_state(ShardState::Suspect);
-            let confirmed = self.worker.confirm(shard, job.block)?;
+            let confirmed = self.worker.confirm(shard, block)?;
             if !confirmed {
                 shard.set_state(before);
             }
@@ -76,12 +83,12 @@ impl Core {
         });
         let found = match verdict {
             Ok(false) => {
-                shard.freshness.checked(job.block, began_ns);
-                self.is_well(shard, job.block);
+                shard.freshness.checked(block, began_ns);
+                self.is_well(shard, block);
                 Found::AsSealed
             }
             Ok(true) => {
-                self.found_damage(job);
+                self.found_damage(job, block);
                 Found::Damaged
             }
             Err(error) => {
@@ -94,9 +101,8 @@ impl Core {
     }
 
     /// Notes what was found, and ends the pass where this was its last block.
-    fn settle(&self, job: &Job, found: &Found) {
+    fn settle(&self, shard: &Arc<Shard>, block: u64, found: &Found) {
         let (now, wall) = (self.worker.now_ns(), self.worker.trail.wall_ns());
-        let shard = &job.shard;
         let mut guard = self.lanes();
         let Some((lane, chance)) = guard.with_chance(shard) else { return };
         match found {
@@ -104,7 +110,7 @@ impl Core {
                 if let Some(oldest) = lane.schedule.checked() {
                     shard.freshness.set_oldest(oldest);
                 }
-                let range = block_range(shard.statement.bytes, job.block);
+                let range = block_range(shard.statement.bytes, block);
                 let bytes = range.end.saturating_sub(range.start);
                 self.totals.bytes.fetch_add(bytes, Ordering::Relaxed);
                 self.totals.blocks.fetch_add(1, Ordering::Relaxed);
@@ -116,9 +122,8 @@ impl Core {
                 lane.clean = false;
             }
             Found::Nothing => {
-                // From the start again, and not at once: a device in trouble is not helped by haste.
-                let rest = (self.pass_ns / 8).min(1_000_000_000);
-                lane.rests_until_ns = now.saturating_add(rest);
+                // From the start again, and not at once.
+                lane.rests_until_ns = now.saturating_add(self.rest_ns());
                 lane.begin_anew(now, wall, chance, shard);
                 return;
             }
@@ -179,8 +184,13 @@ impl Core {
         }
     }
 
-    fn let_rest(&self, job: &Job, until_ns: u64) {
-        if let Some(lane) = self.lanes().of(&job.shard) {
+    /// How long a shard is left alone whose check could not be carried out: a device in trouble is not helped by haste.
+    pub(super) fn rest_ns(&self) -> u64 {
+        (self.pass_ns / 8).min(1_000_000_000)
+    }
+
+    pub(super) fn let_rest(&self, shard: &Arc<Shard>, until_ns: u64) {
+        if let Some(lane) = self.lanes().of(shard) {
             lane.rests_until_ns = until_ns;
         }
     }

@@ -36,6 +36,7 @@ pub(super) struct Core {
 pub(super) struct Totals {
     pub(super) bytes: AtomicU64,
     pub(super) blocks: AtomicU64,
+    pub(super) rechecks: AtomicU64,
     pub(super) faults: AtomicU64,
     pub(super) repairs: AtomicU64,
 }
@@ -56,19 +57,29 @@ pub(super) struct Lane {
     pub(super) clean: bool,
     /// Not looked at before then: somebody else checks it, or the device failed.
     pub(super) rests_until_ns: u64,
+    /// Its fingerprint is due then; none: never.
+    pub(super) recheck_ns: Option<u64>,
     /// Whether its lateness is on record.
     pub(super) late: bool,
     pub(super) passes: u64,
+    pub(super) rechecks: u64,
     pub(super) faults: u64,
     pub(super) repairs: u64,
     pub(super) metrics: ShardMetrics,
 }
 
-/// A block that is due.
+/// A shard of which something is due.
 pub(super) struct Job {
     pub(super) shard: Arc<Shard>,
     pub(super) source: Option<Arc<dyn Source>>,
-    pub(super) block: u64,
+    pub(super) what: Due,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Block(u64),
+    Recheck,
 }
 
 impl Core {
@@ -118,6 +129,7 @@ impl Core {
         }
         let mut schedule = Schedule::new(inner.values.len(), now, &mut lanes.chance);
         schedule.restart(now, &mut lanes.chance, |block| inner.freshness.block_ns(block));
+        let recheck_ns = self.next_recheck(now, &mut lanes.chance);
         lanes.lanes.push(Lane {
             shard: Arc::downgrade(inner),
             source,
@@ -125,15 +137,17 @@ impl Core {
             pass_wall_ns: wall,
             clean: true,
             rests_until_ns: 0,
+            recheck_ns,
             late: false,
             passes: 0,
+            rechecks: 0,
             faults: 0,
             repairs: 0,
             metrics: ShardMetrics::register(shard.shard_id(), shard.residency()),
         });
     }
 
-    /// The block that is due first, or how long until one is.
+    /// What is due first, or how long until something is.
     pub(super) fn pick(&self, now: u64) -> Result<Job, Duration> {
         let wall = self.worker.trail.wall_ns();
         let mut guard = self.lanes();
@@ -158,8 +172,12 @@ impl Core {
                 lane.begin_anew(now, wall, chance, &shard);
                 continue;
             };
+            let (due, what) = match lane.recheck_ns {
+                Some(recheck) if recheck < due => (recheck, Due::Recheck),
+                _ => (due, Due::Block(block)),
+            };
             if first.as_ref().is_none_or(|(first_due, _)| due < *first_due) {
-                first = Some((due, Job { shard, source: lane.source.clone(), block }));
+                first = Some((due, Job { shard, source: lane.source.clone(), what }));
             }
         }
         match first {
@@ -174,10 +192,12 @@ impl Core {
         ScrubStatus {
             period: self.options.period,
             budget: self.options.budget,
+            recheck: self.options.recheck,
             alive,
             throughput_bytes_per_second: read(&self.throughput),
             bytes: read(&self.totals.bytes),
             blocks: read(&self.totals.blocks),
+            rechecks: read(&self.totals.rechecks),
             faults: read(&self.totals.faults),
             repairs: read(&self.totals.repairs),
             device_quarantined: self.worker.quarantine_reason().map(Into::into),
@@ -188,10 +208,12 @@ impl Core {
     pub(super) fn shard_status(&self, shard: &SealedShard) -> Option<ShardScrub> {
         let oldest_age = shard.oldest_age();
         let mut lanes = self.lanes();
-        let Lane { passes, faults, repairs, source, .. } = lanes.of(&shard.inner)?;
+        let Lane { passes, rechecks, faults, repairs, source, .. } = lanes.of(&shard.inner)?;
         Some(ShardScrub {
             oldest_age,
             passes: *passes,
+            rechecks: *rechecks,
+            recheck_keys: shard.recheck_keys(),
             faults: *faults,
             repairs: *repairs,
             has_source: source.is_some(),

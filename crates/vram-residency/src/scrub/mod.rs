@@ -24,6 +24,7 @@ mod budget;
 mod check;
 mod core;
 mod ledger;
+mod recheck;
 mod respond;
 mod schedule;
 mod threads;
@@ -45,6 +46,9 @@ pub struct ScrubOptions {
     /// What that may cost at most. Where it is too little for the period, shards are late and said to be. Default: 25 % of
     /// one thread's time.
     pub budget: Budget,
+    /// Every shard is checked by its [fingerprint](VramManager::recheck) within this time as well, 100 ms to the period, as far
+    /// as the budget allows: what one takes is rested for like a block's check. Default: not at all.
+    pub recheck: Option<Duration>,
     /// So many faults in one block quarantine the device; 0: never. Default: 2.
     pub repeat_faults: u32,
     /// So many repaired blocks within 24 hours quarantine the device; 0: never. Default: 3.
@@ -58,6 +62,7 @@ impl Default for ScrubOptions {
         Self {
             period: Duration::from_secs(60),
             budget: Budget::Share(0.25),
+            recheck: None,
             repeat_faults: 2,
             repairs_per_day: 3,
             seed: None,
@@ -78,6 +83,11 @@ impl ScrubOptions {
             let value = format!("{:?}", self.period);
             return refuse("period", &value, "between 100 ms and 366 days");
         }
+        if let Some(recheck) = self.recheck
+            && !(*PERIODS.start()..=self.period).contains(&recheck)
+        {
+            return refuse("recheck", &format!("{recheck:?}"), "between 100 ms and the period");
+        }
         if !self.budget.is_sound() {
             return refuse("budget", &self.budget, "a share above 0 % and at most 100 %, or a speed");
         }
@@ -94,6 +104,9 @@ pub struct ScrubStatus {
     pub period: Duration,
     /// What that may cost at most.
     pub budget: Budget,
+    /// Every shard's fingerprint is to be checked within this time; none: it is not.
+    #[serde(rename = "recheck_seconds", serialize_with = "seconds_if_any")]
+    pub recheck: Option<Duration>,
     /// Whether it is at work.
     pub alive: bool,
     /// Bytes checked in a second, over the last seconds.
@@ -102,6 +115,8 @@ pub struct ScrubStatus {
     pub bytes: u64,
     /// Blocks found as sealed.
     pub blocks: u64,
+    /// Fingerprints that were as expected.
+    pub rechecks: u64,
     /// Damaged blocks found.
     pub faults: u64,
     /// Blocks repaired.
@@ -121,6 +136,10 @@ pub struct ShardScrub {
     pub oldest_age: Duration,
     /// Rounds in which every block was found as sealed.
     pub passes: u64,
+    /// Fingerprints that were as expected.
+    pub rechecks: u64,
+    /// Keys that are left for more.
+    pub recheck_keys: u32,
     /// Damaged blocks found.
     pub faults: u64,
     /// Blocks repaired.
@@ -131,6 +150,10 @@ pub struct ShardScrub {
 
 fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
+}
+
+fn seconds_if_any<S: serde::Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&time.map(|time| time.as_secs_f64()), serializer)
 }
 
 /// Checks the shards of one manager continuously. Dropping it ends that, and records it.
@@ -173,7 +196,8 @@ impl Scrubber {
     /// Starts to check what it is told to watch, on a thread of its own, under the eyes of a second one.
     ///
     /// # Errors
-    /// [`Error::Scrub`] where an option is out of bounds or the system gives no thread or no random number,
+    /// [`Error::Scrub`] where an option is out of bounds, the system gives no thread or no random number, or re-checks are asked
+    /// for that the device has not or the manager keeps no keys for,
     /// [`Error::Audit`] where the policy requires records and the first is not kept.
     pub fn start(manager: &VramManager, options: ScrubOptions) -> Result<Self, Error> {
         let scrubber = Self::manual(manager, options)?;
@@ -187,6 +211,7 @@ impl Scrubber {
     /// As [`Scrubber::start`].
     pub fn manual(manager: &VramManager, options: ScrubOptions) -> Result<Self, Error> {
         options.check()?;
+        recheck::check(manager, &options)?;
         let core = Arc::new(Core::new(manager, options)?);
         core.record_start()?;
         Ok(Self { core, ending: Arc::default(), threads: Mutex::default(), stopped: AtomicBool::new(false) })

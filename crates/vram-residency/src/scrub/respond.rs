@@ -14,12 +14,12 @@ use crate::shard::{Home, SealedShard, Shard};
 
 impl Core {
     /// The scrub found a damaged block. The caller has begun a check.
-    pub(super) fn found_damage(&self, job: &Job) {
+    pub(super) fn found_damage(&self, job: &Job, block: u64) {
         let shard = &job.shard;
-        let tensor = shard.tensor_in(block_range(shard.statement.bytes, job.block)).map(|tensor| tensor.name.clone());
+        let tensor = shard.tensor_in(block_range(shard.statement.bytes, block)).map(|tensor| tensor.name.clone());
         // Refused from here on, and on record before anything is written.
-        let _ = self.worker.failed(shard, VerifyFailure::Block { block: job.block, tensor });
-        self.respond(shard, job.block, job.source.as_deref());
+        let _ = self.worker.failed(shard, VerifyFailure::Block { block, tensor });
+        self.respond(shard, block, job.source.as_deref());
     }
 
     pub(super) fn verify_now(&self, shard: &SealedShard) -> Result<Verified, Error> {
@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Does what the policy says about a fault that is on record. The caller has begun a check.
-    fn respond(&self, shard: &Arc<Shard>, block: u64, source: Option<&dyn Source>) {
+    pub(super) fn respond(&self, shard: &Arc<Shard>, block: u64, source: Option<&dyn Source>) {
         let shard_id = shard.statement.shard_id;
         let too_often = self.count_fault(shard, block);
         match (self.worker.policy.on_failure, source) {

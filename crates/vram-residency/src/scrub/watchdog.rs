@@ -26,7 +26,8 @@ impl Core {
                 let Some(shard) = lane.shard.upgrade() else { continue };
                 shards = shards.saturating_add(1);
                 let oldest = shard.freshness.oldest_age(now);
-                lane.metrics.show(shard.stands(), shard.protection(), shard.statement.bytes, oldest);
+                let (stands, protection) = (shard.stands(), shard.protection());
+                lane.metrics.show(stands, protection, shard.statement.bytes, oldest, shard.spares.left());
                 // Of one that is known to be damaged there is more to say than that.
                 if shard.state().is_out() {
                     continue;

@@ -14,6 +14,7 @@ use vram_residency::device::{
     StagedRegion,
 };
 use vram_residency::digest::{BlockValue, block_value};
+use vram_residency::fingerprint::{Fingerprint, FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 use vram_residency::model::Source;
 
 use crate::common::Rng;
@@ -73,6 +74,8 @@ pub(crate) struct Rules {
     made: AtomicU64,
     written: AtomicBool,
     lies: AtomicU64,
+    /// What keys and fingerprints the device was shown and answered.
+    fingerprints: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Rules {
@@ -85,6 +88,7 @@ impl Rules {
             made: AtomicU64::new(0),
             written: AtomicBool::new(false),
             lies: AtomicU64::new(0),
+            fingerprints: Mutex::default(),
         }
     }
 
@@ -97,6 +101,11 @@ impl Rules {
             3 => planned.second_faults = 1,
             _ => planned.stuck = 1,
         }
+    }
+
+    /// The start of each key that was used so far, the key of its tag, and the tag.
+    pub(crate) fn fingerprints(&self) -> Vec<Vec<u8>> {
+        self.fingerprints.lock().unwrap().clone()
     }
 
     pub(crate) fn lie_once(&self) {
@@ -151,6 +160,19 @@ impl Rules {
         region.rewrite(from as u64, &bytes).unwrap();
     }
 
+    /// The device is asked about bytes: takes the time that was planned. Whether the answer is a lie.
+    fn asked(&self) -> Result<bool, DeviceError> {
+        let mut planned = self.planned.lock().unwrap();
+        if planned.errors > 0 {
+            planned.errors -= 1;
+            return Err(planned_error());
+        }
+        let lie = planned.lies > 0;
+        planned.lies = planned.lies.saturating_sub(1);
+        self.clock.advance(std::mem::take(&mut planned.slow));
+        Ok(lie)
+    }
+
     fn register(&self, region: &Arc<dyn Region>, number: u64) {
         self.regions.lock().unwrap().insert(number, Arc::downgrade(region));
     }
@@ -182,6 +204,10 @@ impl Device for SimDevice {
 
     fn capacity(&self) -> Capacity {
         self.inner.capacity()
+    }
+
+    fn has_fingerprint(&self) -> bool {
+        true
     }
 
     fn allocate(&self, bytes: u64, lead: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
@@ -224,19 +250,27 @@ impl Region for Resident {
         self.inner.protection()
     }
 
+    /// Another function of key and bytes than a GPU's: nobody but the device itself knows what it is.
+    fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        let lie = self.rules.asked()?;
+        let mut keys = [0; KEYS_BYTES];
+        key.expand(&mut keys);
+        let mut hasher = blake3::Hasher::new_keyed(keys[WORDS_BYTES..].try_into().unwrap());
+        self.inner.view(0..self.inner.bytes(), &mut |bytes| {
+            hasher.update(bytes);
+        })?;
+        if lie {
+            hasher.update(&self.rules.lies.fetch_add(1, Ordering::SeqCst).to_le_bytes());
+        }
+        let tag = *hasher.finalize().as_bytes();
+        let secrets = [keys[..32].to_vec(), keys[WORDS_BYTES..].to_vec(), tag.to_vec()];
+        self.rules.fingerprints.lock().unwrap().extend(secrets);
+        Ok(Some(Fingerprint::from_bytes(tag)))
+    }
+
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {
-        let (lie, slow) = {
-            let mut planned = self.rules.planned.lock().unwrap();
-            if planned.errors > 0 {
-                planned.errors -= 1;
-                return Err(planned_error());
-            }
-            let lie = planned.lies > 0;
-            planned.lies = planned.lies.saturating_sub(1);
-            (lie, std::mem::take(&mut planned.slow))
-        };
+        let lie = self.rules.asked()?;
         self.inner.hash_blocks(first, values)?;
-        self.rules.clock.advance(slow);
         if lie {
             // Another value each time: no device gives the same wrong answer at the seal and at the check of other bytes.
             let nonce = self.rules.lies.fetch_add(1, Ordering::SeqCst).to_le_bytes();

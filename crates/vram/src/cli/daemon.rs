@@ -81,6 +81,14 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "BUDGET")]
     #[serde(deserialize_with = "text")]
     pub(crate) budget: Option<Budget>,
+    /// Every shard's fingerprint is checked within this time as well, 100ms to the period; only on a GPU [default: never].
+    #[arg(long, value_name = "TIME")]
+    #[serde(deserialize_with = "text")]
+    pub(crate) recheck: Option<Period>,
+    /// Keys for that which each shard gets, 64 bytes and one pass over the shard each; when they are used up, a full
+    /// verification follows, and new ones [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) recheck_keys: Option<u16>,
     /// So many faults in one block quarantine the device; 0: never [default: 2].
     #[arg(long, value_name = "N")]
     pub(crate) repeat_faults: Option<u32>,
@@ -157,6 +165,8 @@ impl ServeOptions {
             on_failure: self.on_failure.or(below.on_failure),
             period: self.period.or(below.period),
             budget: self.budget.or(below.budget),
+            recheck: self.recheck.or(below.recheck),
+            recheck_keys: self.recheck_keys.or(below.recheck_keys),
             repeat_faults: self.repeat_faults.or(below.repeat_faults),
             repairs_per_day: self.repairs_per_day.or(below.repairs_per_day),
             max_connections: self.max_connections.or(below.max_connections),

@@ -110,6 +110,13 @@ pub(super) fn status(status: &Value, out: &Out) {
         number(scrub, "faults"),
         number(scrub, "repairs")
     ));
+    if scrub.get("recheck_seconds").is_some_and(|recheck| !recheck.is_null()) {
+        out.line(format_args!(
+            "  recheck every shard's fingerprint within {} s, {} as expected",
+            seconds(scrub, "recheck_seconds"),
+            number(scrub, "rechecks")
+        ));
+    }
     out.line(format_args!(
         "  audit   {}, {} records, {} lost, {}",
         text(audit, "health"),
@@ -244,6 +251,13 @@ pub(super) fn shard(shard: &Value, out: &Out) {
         seconds(shard, "oldest_age_seconds"),
         number(shard, "passes")
     ));
+    if number(shard, "rechecks") > 0 || number(shard, "recheck_keys") > 0 {
+        out.line(format_args!(
+            "  rechecks    {}, {} keys left",
+            number(shard, "rechecks"),
+            number(shard, "recheck_keys")
+        ));
+    }
     out.line(format_args!("  faults      {}, {} repaired", number(shard, "faults"), number(shard, "repairs")));
     out.line(format_args!("  last fault  {}", fault(shard)));
     if let Some(fault) = shard.get("last_fault").filter(|fault| !fault.is_null()) {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vram_residency::RECHECK_KEYS;
 use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions};
@@ -12,7 +13,7 @@ use super::evidence::Plan;
 use super::handout::Rules as Handouts;
 use super::socket;
 use crate::approve::Source;
-use crate::cli::{DeviceChoice, Global, Host, Serve, ServeOptions};
+use crate::cli::{DeviceChoice, Global, Host, Period, Serve, ServeOptions};
 use crate::exit::Failure;
 use crate::jobs::Rules;
 use crate::small_file;
@@ -37,6 +38,9 @@ pub(super) struct Settings {
     pub(super) on_failure: OnFailure,
     pub(super) period: Duration,
     pub(super) budget: Budget,
+    pub(super) recheck: Option<Duration>,
+    /// 0 where nothing is re-checked.
+    pub(super) recheck_keys: u16,
     pub(super) repeat_faults: u32,
     pub(super) repairs_per_day: u32,
     pub(super) max_connections: u16,
@@ -141,6 +145,8 @@ impl Settings {
             on_failure: chosen.on_failure.unwrap_or_default(),
             period: chosen.period.map_or(defaults.period, |period| period.0),
             budget: chosen.budget.unwrap_or(defaults.budget),
+            recheck: chosen.recheck.map(|recheck| recheck.0),
+            recheck_keys: recheck_keys(chosen.recheck, chosen.recheck_keys)?,
             repeat_faults: chosen.repeat_faults.unwrap_or(defaults.repeat_faults),
             repairs_per_day: chosen.repairs_per_day.unwrap_or(defaults.repairs_per_day),
             max_connections: chosen.max_connections.unwrap_or(CONNECTIONS),
@@ -158,6 +164,16 @@ impl Settings {
             attach,
             global,
         })
+    }
+}
+
+/// How many keys each shard gets.
+fn recheck_keys(recheck: Option<Period>, keys: Option<u16>) -> Result<u16, Failure> {
+    match (recheck, keys) {
+        (Some(_), Some(0)) => Err(Failure::usage("recheck_keys is 0 and recheck is given: leave one of them out")),
+        (Some(_), keys) => Ok(keys.unwrap_or(RECHECK_KEYS)),
+        (None, Some(_)) => Err(Failure::usage("recheck_keys is given without recheck: say how often too")),
+        (None, None) => Ok(0),
     }
 }
 

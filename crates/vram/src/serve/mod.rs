@@ -81,6 +81,7 @@ struct Ready<'a> {
 /// Runs until it is told to stop.
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
+    scrub_options(&settings).check()?;
     devices::only_one(&settings.device)?;
     let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
@@ -139,6 +140,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let worker_id = session::worker_id(&settings.global);
     let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
     drop(secret);
+    manager.keep_recheck_keys(settings.recheck_keys);
     manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
     if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));
@@ -323,6 +325,7 @@ fn scrub_options(settings: &Settings) -> ScrubOptions {
     let mut options = ScrubOptions::default();
     options.period = settings.period;
     options.budget = settings.budget;
+    options.recheck = settings.recheck;
     options.repeat_faults = settings.repeat_faults;
     options.repairs_per_day = settings.repairs_per_day;
     options
@@ -381,6 +384,11 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
         status.scrub.budget,
         status.on_failure
     ));
+    if let Some(recheck) = status.scrub.recheck {
+        out.line(format_args!(
+            "  recheck     every shard's fingerprint within {recheck:?}, as far as the budget allows"
+        ));
+    }
     if status.require_approval {
         out.line("  approval    only what a manifest approves is loaded");
     }

@@ -32,6 +32,9 @@ const OF_WHOLE_SHARDS: [&[u8]; 4] = [
     br#""event":"SealVerified""#,
 ];
 
+/// Of these there may be ten in a second: they are counted elsewhere, and would leave no room for anything else.
+const FREQUENT: &[u8] = br#""event":"FingerprintMatched""#;
+
 /// Files of the log that are looked into for records of before the start: the one in use, and the one before where that has
 /// only begun. 8 MiB each.
 const FILES: usize = 2;
@@ -156,6 +159,9 @@ impl Recent {
 
 impl Kept {
     fn keep(&mut self, critical: bool, seq: Option<u64>, leaf: &[u8]) {
+        if !critical && contains(leaf, FREQUENT) {
+            return;
+        }
         self.count = self.count.saturating_add(1);
         let nth = self.count;
         let (list, most) = if critical { (&mut self.critical, CRITICAL) } else { (&mut self.routine, ROUTINE) };
@@ -251,6 +257,9 @@ mod tests {
         recent.note(Some(0), &record("SealVerificationFailed", "critical", r#","first_block":3"#), 1);
         for seq in 1..2000 {
             recent.note(Some(seq), &record("ScrubPassed", "routine", ""), seq);
+        }
+        for seq in 2000..3000 {
+            recent.note(Some(seq), &record("FingerprintMatched", "routine", ""), seq);
         }
         let records = recent.records();
         assert_eq!((records.len(), records[0].seq, records[32].seq), (33, Some(0), Some(1999)));

@@ -147,6 +147,8 @@ pub(crate) struct ShardView {
     pub(crate) last_verified_at: String,
     pub(crate) oldest_age_seconds: f64,
     pub(crate) passes: u64,
+    pub(crate) rechecks: u64,
+    pub(crate) recheck_keys: u32,
     pub(crate) faults: u64,
     pub(crate) repairs: u64,
     pub(crate) has_source: bool,

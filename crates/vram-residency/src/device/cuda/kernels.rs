@@ -11,6 +11,8 @@ use crate::digest::hex;
 
 /// The text that is compiled by the driver, with the digest of its own sources in its first lines.
 const BLAKE3: &str = include_str!("../../../../../kernels/ptx/blake3.ptx");
+/// The same of the fingerprint, compiled when it is first asked for.
+pub(super) const FINGERPRINT: &str = include_str!("../../../../../kernels/ptx/fingerprint.ptx");
 
 /// Bytes of scratch memory for each block of a launch: one 32-byte value for each of 1024 chunks.
 pub(super) const SCRATCH_PER_BLOCK: usize = 1024 * 32;
@@ -24,6 +26,8 @@ const CHUNK_GROUPS: u32 = 4;
 const CHUNK_THREADS: u32 = 256;
 const PARENT_THREADS: u32 = 512;
 
+/// The mode of keyed BLAKE3; 0 is that of BLAKE3 without a key.
+const KEYED: u32 = 16;
 /// The initial value of BLAKE3: the fractional parts of the square roots of the first eight primes, as in SHA-256.
 const INITIAL: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
@@ -66,9 +70,9 @@ impl fmt::Display for HashVariant {
     }
 }
 
-/// SHA-256 of the kernels' text that is built in, in hex.
+/// SHA-256 of the kernels' text that is built in, BLAKE3's and then the fingerprint's, in hex.
 pub(super) fn text_digest() -> String {
-    hex(&Sha256::digest(BLAKE3))
+    hex(&Sha256::new().chain_update(BLAKE3).chain_update(FINGERPRINT).finalize())
 }
 
 /// Blocks of a region that a launch hashes, as the kernels read it.
@@ -116,6 +120,8 @@ pub(super) struct Launch {
     pub(super) scratch: Address,
     /// Where the values go: [`VALUE_BYTES`] for each block.
     pub(super) values: Address,
+    /// Where the 32 bytes of a key are; none: unkeyed.
+    pub(super) key: Option<Address>,
 }
 
 impl Kernels {
@@ -142,15 +148,16 @@ impl Kernels {
     /// Asks for the values of a launch's blocks, in the order of the stream. The context is entered.
     ///
     /// # Safety
-    /// The segments lie in readable memory of the device, scratch and values are large enough, and all of it stays, and is
+    /// The segments lie in readable memory of the device, and so does the key; scratch and values are large enough, and all of it stays, and is
     /// not used otherwise, until the stream has done it.
     pub(super) unsafe fn hash(&self, variant: HashVariant, stream: &Stream, launch: Launch) -> Result<(), CudaError> {
         let [plain, mad] = &self.chunks;
         let chunks = if variant == HashVariant::Plain { plain } else { mad };
-        let Launch { mut segments, mut segment_count, mut blocks, mut scratch, mut values } = launch;
-        let mut key = self.initial.start();
-        // Unkeyed; and the one that the compiler must not know.
-        let (mut mode, mut one) = (0_u32, 1_u32);
+        let Launch { mut segments, mut segment_count, mut blocks, mut scratch, mut values, key } = launch;
+        let mut mode = if key.is_some() { KEYED } else { 0 };
+        let mut key = key.unwrap_or_else(|| self.initial.start());
+        // The one that the compiler must not know.
+        let mut one = 1_u32;
         let groups = blocks.saturating_mul(CHUNK_GROUPS);
         let mut parameters = [
             pointer(&mut segments),
@@ -178,6 +185,6 @@ impl Kernels {
     }
 }
 
-fn pointer<T>(value: &mut T) -> *mut c_void {
+pub(super) fn pointer<T>(value: &mut T) -> *mut c_void {
     std::ptr::from_mut(value).cast()
 }

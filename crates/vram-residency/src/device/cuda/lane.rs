@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+use zeroize::Zeroize;
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
@@ -18,6 +19,10 @@ const TRIAL_ENOUGH: Duration = Duration::from_millis(10);
 
 const STEP: &str = "hash resident bytes";
 
+/// Bytes that are copied at once where a region is looked at or repaired.
+const WINDOW_BYTES: usize = 1 << 20;
+const TOO_MUCH: CudaError = CudaError::OutOfMemory { step: "copy so much at once" };
+
 /// What one scan at a time uses.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -29,6 +34,8 @@ pub(super) struct Lane {
     slots: [Slot; 2],
     /// Most blocks of a launch, and most segments.
     blocks: usize,
+    /// A region's bytes on their way. The driver would take others through memory of its own, which nobody wipes.
+    window: PinnedBuffer,
 }
 
 /// What a launch has of its own.
@@ -66,6 +73,7 @@ impl Lane {
             stream: Stream::new(context)?,
             scratch: DeviceBuffer::new(context, blocks.saturating_mul(SCRATCH_PER_BLOCK))?,
             slots: [Slot::new(context, blocks)?, Slot::new(context, blocks)?],
+            window: PinnedBuffer::new(context, WINDOW_BYTES)?,
             context: Arc::clone(context),
             blocks,
         })
@@ -109,11 +117,20 @@ impl Lane {
     /// # Safety
     /// `from` is readable memory of that size while this runs.
     pub(super) unsafe fn read(&mut self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
-        let _current = self.context.enter()?;
-        // SAFETY: the caller's; and the copy is waited for.
-        let asked = unsafe { self.stream.copy_to_host(to.as_mut_ptr(), from, to.len()) };
-        let waited = self.stream.wait("copy from the GPU");
-        asked.and(waited)
+        let context = Arc::clone(&self.context);
+        let _current = context.enter()?;
+        let window = Wiped(&mut self.window, to.len());
+        let mut from = from;
+        for piece in to.chunks_mut(WINDOW_BYTES) {
+            // SAFETY: the caller's; and the copy is waited for.
+            let asked = unsafe { window.0.copy_from(from, piece.len(), &self.stream) };
+            let waited = self.stream.wait("copy from the GPU");
+            asked.and(waited)?;
+            let Some(arrived) = window.0.bytes().get(..piece.len()) else { return Err(TOO_MUCH) };
+            piece.copy_from_slice(arrived);
+            from = from.plus(piece.len() as u64);
+        }
+        Ok(())
     }
 
     /// Copies bytes to the device.
@@ -121,11 +138,30 @@ impl Lane {
     /// # Safety
     /// `to` is writable memory of that size, which nobody else uses, while this runs.
     pub(super) unsafe fn write(&mut self, to: Address, from: &[u8]) -> Result<(), CudaError> {
-        let _current = self.context.enter()?;
-        // SAFETY: the caller's; and the copy is waited for.
-        let asked = unsafe { self.stream.copy_to_device(to, from.as_ptr(), from.len()) };
-        let waited = self.stream.wait("copy to the GPU");
-        asked.and(waited)
+        let context = Arc::clone(&self.context);
+        let _current = context.enter()?;
+        let window = Wiped(&mut self.window, from.len());
+        let mut to = to;
+        for piece in from.chunks(WINDOW_BYTES) {
+            let Some(leaving) = window.0.bytes_mut().get_mut(..piece.len()) else { return Err(TOO_MUCH) };
+            leaving.copy_from_slice(piece);
+            // SAFETY: the caller's; and the copy is waited for.
+            let asked = unsafe { window.0.copy_to(to, piece.len(), &self.stream) };
+            let waited = self.stream.wait("copy to the GPU");
+            asked.and(waited)?;
+            to = to.plus(piece.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// A buffer of which so many bytes were used, or all: they are wiped at the end.
+struct Wiped<'a>(&'a mut PinnedBuffer, usize);
+
+impl Drop for Wiped<'_> {
+    fn drop(&mut self) {
+        let used = self.1.min(WINDOW_BYTES);
+        self.0.bytes_mut().get_mut(..used).unwrap_or_default().zeroize();
     }
 }
 
@@ -174,6 +210,7 @@ impl<'a> Flight<'a> {
             blocks: u32::try_from(blocks).unwrap_or(0),
             scratch: scratch.start(),
             values: slot.values.start(),
+            key: None,
         };
         // SAFETY: the caller's, and the lane's buffers are large enough for `blocks`; the stream's order keeps the launch
         // before this one out of the scratch memory.

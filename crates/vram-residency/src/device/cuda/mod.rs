@@ -13,6 +13,7 @@ use super::{Capacity, Device, DeviceError, DeviceInfo, DeviceKind, DeviceUuid, R
 use crate::attest::statement::Driver as DriverStatement;
 use crate::digest::BlockValue;
 use driver::{Address, Context, DeviceAttribute, Driver, Ordinal, granularity};
+use fingerprint::Fingerprinter;
 use kernels::Kernels;
 use lane::Lanes;
 use ledger::Ledger;
@@ -20,6 +21,7 @@ use load::Loader;
 use region::CudaRegion;
 
 mod driver;
+mod fingerprint;
 mod import;
 mod kernels;
 mod lane;
@@ -115,6 +117,8 @@ struct Shared {
     crew: Crew,
     /// Made for the first load.
     loader: Mutex<Option<Loader>>,
+    /// Made for the first fingerprint.
+    fingerprinter: Mutex<Option<Fingerprinter>>,
     lanes: Lanes,
     kernels: Kernels,
     context: Arc<Context>,
@@ -175,6 +179,7 @@ impl CudaDevice {
                 variant,
                 crew: Crew::new(threads),
                 loader: Mutex::new(None),
+                fingerprinter: Mutex::new(None),
                 lanes,
                 kernels,
                 context,
@@ -227,6 +232,10 @@ impl Device for CudaDevice {
         Some(&self.shared.facts)
     }
 
+    fn has_fingerprint(&self) -> bool {
+        true
+    }
+
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
         Ok(Box::new(CudaRegion::allocate(&self.shared, bytes, lead_bytes)?))
     }
@@ -248,6 +257,15 @@ impl Shared {
             *loader = Some(Loader::new(&self.context, self.crew.threads())?);
         }
         Ok(loader)
+    }
+
+    /// What takes fingerprints, for one at a time: the device's memory is what limits them.
+    fn fingerprinter(&self) -> Result<MutexGuard<'_, Option<Fingerprinter>>, CudaError> {
+        let mut fingerprinter = self.fingerprinter.lock();
+        if fingerprinter.is_none() {
+            *fingerprinter = Some(Fingerprinter::new(&self.context, self.launch_blocks)?);
+        }
+        Ok(fingerprinter)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::device::{
     check_blocks, check_range,
 };
 use crate::digest::{BlockValue, block_count};
+use crate::fingerprint::{Fingerprint, FingerprintKey};
 
 /// Where a region's bytes are.
 #[derive(Debug)]
@@ -38,8 +39,8 @@ pub(super) struct CudaRegion {
     /// Bytes in front of the region's first byte.
     lead: u64,
     bytes: u64,
-    /// What it was backed by when it was sealed.
-    block_id: Option<u64>,
+    /// What its ends were backed by when it was sealed.
+    block_ids: [Option<u64>; 2],
     /// Held for reading by whoever looks at the bytes, and again by who looks at more of them meanwhile; for writing by
     /// a repair.
     repair: RwLock<()>,
@@ -87,7 +88,7 @@ impl CudaRegion {
             shared,
             lead,
             bytes,
-            block_id: None,
+            block_ids: [None; 2],
             repair,
             closed: false,
             read_only,
@@ -128,12 +129,12 @@ impl CudaRegion {
 
     fn sealed(&self) -> Sealed {
         let owned = matches!(self.memory, Memory::Owned(_));
-        Sealed { start: self.start(), bytes: self.bytes, owned, block_id: self.block_id }
+        Sealed { start: self.start(), bytes: self.bytes, owned, block_ids: self.block_ids }
     }
 
     /// Notes what the memory is backed by, and what the driver says about writes.
     fn note_backing(&mut self) -> Result<(), CudaError> {
-        self.block_id = residency::block_id(self.context(), self.start())?;
+        self.block_ids = residency::block_ids(self.context(), &self.sealed())?;
         let read_only = self.is_read_only()?;
         self.read_only.store(read_only, Ordering::Release);
         Ok(())
@@ -236,6 +237,17 @@ impl Region for CudaRegion {
         Ok(sweep::hash_blocks(self, first, values)?)
     }
 
+    fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
+        let _no_repair = self.repair.read_recursive();
+        let shared = &self.shared;
+        let mut fingerprinter = shared.fingerprinter()?;
+        let Some(fingerprinter) = fingerprinter.as_mut() else { return Ok(None) };
+        let kernels = (&shared.kernels, shared.variant);
+        // SAFETY: the region is mapped and readable for as long as `self` lives.
+        let taken = unsafe { fingerprinter.take(kernels, (self.start(), self.bytes), key) }?;
+        Ok(Some(taken))
+    }
+
     /// Lends a copy: the processor cannot address the bytes.
     fn view(&self, range: Range<u64>, look: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
         if range.start > range.end || range.end > self.bytes {
@@ -275,7 +287,8 @@ impl Region for CudaRegion {
         let written = unsafe { self.shared.lanes.take().write(to, bytes) };
         let Some(window) = window else { return Ok(written?) };
         let closed = window.close();
-        let checked = closed.and_then(|()| self.is_read_only());
+        // At the ends, and where it was open.
+        let checked = closed.and_then(|()| Ok(self.is_read_only()? && residency::is_read_only(self.context(), to)?));
         self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
         written?;
         match checked {
@@ -287,9 +300,7 @@ impl Region for CudaRegion {
 
     fn export(&self) -> Result<Export, DeviceError> {
         let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
-        if self.protection() != Protection::ReadOnly {
-            return Err(refused("hand out a region that is not read-only"));
-        }
+        // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
         let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
     }

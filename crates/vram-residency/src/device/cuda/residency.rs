@@ -13,30 +13,45 @@ pub(super) struct Sealed {
     pub(super) bytes: u64,
     /// Whether it is from `cuMemCreate`, by this process.
     pub(super) owned: bool,
-    /// The number of what it is backed by, where the driver had one.
-    pub(super) block_id: Option<u64>,
+    /// The numbers of what its first and its last byte are backed by, where the driver had them. Two, because a framework
+    /// may map several allocations behind each other.
+    pub(super) block_ids: [Option<u64>; 2],
+}
+
+impl Sealed {
+    /// The first and the last byte.
+    fn ends(&self) -> [Address; 2] {
+        [self.start, self.start.plus(self.bytes.max(1).saturating_sub(1))]
+    }
 }
 
 /// What the driver states about a range: the first thing that must not be so, if there is one.
 pub(super) fn examine(context: &Context, sealed: &Sealed) -> Result<Option<Foreign>, CudaError> {
-    let last = sealed.start.plus(sealed.bytes.max(1).saturating_sub(1));
-    for address in [sealed.start, last] {
-        if let Some(foreign) = examine_address(context, address, sealed)? {
+    for (address, block_id) in sealed.ends().into_iter().zip(sealed.block_ids) {
+        if let Some(foreign) = examine_address(context, address, sealed.owned, block_id)? {
             return Ok(Some(foreign));
         }
     }
     Ok(None)
 }
 
-fn examine_address(context: &Context, address: Address, sealed: &Sealed) -> Result<Option<Foreign>, CudaError> {
+fn examine_address(
+    context: &Context,
+    address: Address,
+    owned: bool,
+    block_id: Option<u64>,
+) -> Result<Option<Foreign>, CudaError> {
     use PointerAttribute::{
         DeviceOrdinal, HostPointer, IsManaged, Mapped, MemoryBlockId, MemoryType, RangeSize, RangeStart,
     };
     let ask = |attribute| context.ask(attribute, address);
     let here = u64::try_from(context.device()).ok();
     // Managed memory may call itself either, so it is asked about first.
-    if ask(IsManaged)? != Some(0) {
-        return Ok(Some(Foreign::Managed));
+    match ask(IsManaged)? {
+        Some(0) => {}
+        Some(_) => return Ok(Some(Foreign::Managed)),
+        // The driver knows nothing of such an address.
+        None => return Ok(Some(Foreign::NotMapped)),
     }
     if ask(MemoryType)? != Some(MEMORY_TYPE_DEVICE) {
         return Ok(Some(Foreign::NotOfDevice));
@@ -54,12 +69,12 @@ fn examine_address(context: &Context, address: Address, sealed: &Sealed) -> Resu
     if address.0 < start || address.0 >= start.saturating_add(size) {
         return Ok(Some(Foreign::NotMapped));
     }
-    if sealed.block_id.is_some() && ask(MemoryBlockId)? != sealed.block_id {
+    if block_id.is_some() && ask(MemoryBlockId)? != block_id {
         return Ok(Some(Foreign::BackingChanged));
     }
     let Some(allocation) = context.allocation_at(address)? else {
         // Memory that somebody else allocated may be of another kind than ours.
-        return Ok(sealed.owned.then_some(Foreign::NotPinned));
+        return Ok(owned.then_some(Foreign::NotPinned));
     };
     let is_here = allocation.location.kind == LOCATION_TYPE_DEVICE && allocation.location.id == context.device();
     if !is_here {
@@ -68,9 +83,10 @@ fn examine_address(context: &Context, address: Address, sealed: &Sealed) -> Resu
     Ok((allocation.kind != ALLOCATION_TYPE_PINNED).then_some(Foreign::NotPinned))
 }
 
-/// What a range is backed by.
-pub(super) fn block_id(context: &Context, start: Address) -> Result<Option<u64>, CudaError> {
-    context.ask(PointerAttribute::MemoryBlockId, start)
+/// What the ends of a range are backed by.
+pub(super) fn block_ids(context: &Context, sealed: &Sealed) -> Result<[Option<u64>; 2], CudaError> {
+    let [first, last] = sealed.ends().map(|end| context.ask(PointerAttribute::MemoryBlockId, end));
+    Ok([first?, last?])
 }
 
 /// Whether the driver states that the device cannot write to a byte.

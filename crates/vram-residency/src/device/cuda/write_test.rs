@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::{
-    Address, Context, CudaError, Driver, Function, Mapped, Module, PinnedBuffer, Stream, code, granularity,
+    Address, Context, CudaError, DeviceAttribute, Driver, Function, Mapped, Module, PinnedBuffer, Stream, code,
+    granularity,
 };
 use super::require_virtual_memory;
 use crate::device::child::answer_of;
@@ -58,14 +59,7 @@ impl WriteTest {
     #[must_use]
     pub fn here(library: Option<&Path>, ordinal: u32) -> Self {
         if let Some(control) = shared_by() {
-            return Self::NotRun(
-                format!(
-                    "{} is there, so this GPU may be shared through MPS, where a fault ends the work of other processes \
-                     too; end MPS, or remove what is left of it",
-                    control.display()
-                )
-                .into(),
-            );
+            return shared(&format!("{} is there, so this GPU may be", control.display()));
         }
         try_out(library, ordinal).unwrap_or_else(|error| Self::NotRun(error.to_string().into()))
     }
@@ -119,6 +113,13 @@ impl fmt::Display for WriteTest {
     }
 }
 
+/// Nothing is tried on a GPU that others use through MPS.
+fn shared(how: &str) -> WriteTest {
+    let why =
+        "shared through MPS, where a fault ends the work of other processes too; end MPS, or remove what is left of it";
+    WriteTest::NotRun(format!("{how} {why}").into())
+}
+
 /// The door of the service that shares GPUs among processes, where it is there.
 fn shared_by() -> Option<PathBuf> {
     let (variable, default) = SHARED_BY;
@@ -130,6 +131,10 @@ fn try_out(library: Option<&Path>, ordinal: u32) -> Result<WriteTest, CudaError>
     let driver = Arc::new(Driver::load(library)?);
     let device = driver.device(ordinal)?;
     require_virtual_memory(&driver, device, ordinal)?;
+    // An older driver does not know the question.
+    if driver.attribute(DeviceAttribute::MpsEnabled, device).is_ok_and(|enabled| enabled != 0) {
+        return Ok(shared("the driver says that this GPU is"));
+    }
     let context = Context::open(driver, device)?;
     let word = Word {
         store: Module::load(&context, "probe", PROBE)?.function(STORE)?,

@@ -415,7 +415,7 @@ function showAudit(audit) {
 function take(seq, record) {
   if (records.some((one) => one.seq === seq && one.time_ns === record.time_ns && one.event === record.event)) return;
   // Of passes the last one says all.
-  if (["ScrubPassed", "SealVerified"].includes(record.event)) {
+  if (["ScrubPassed", "SealVerified", "FingerprintMatched"].includes(record.event)) {
     records = records.filter((one) => one.event !== record.event || one.shard_id !== record.shard_id);
   }
   records.push({ ...record, seq });

@@ -213,5 +213,6 @@ function tell(record) {
   if (record.event === "AttestationMade") parts.push(`${counted(record.shards, "shard")} attested; envelope ${clean(record.envelope)}`);
   if (record.event === "ScrubPassed") parts.push(`${counted(record.blocks, "block")} as sealed, in ${duration(record.duration_ns / 1e9)}`);
   else if (record.bytes !== undefined) parts.push(bytes(record.bytes));
+  if (record.keys_left !== undefined) parts.push(`${counted(record.keys_left, "key")} left`);
   return parts.join("; ");
 }

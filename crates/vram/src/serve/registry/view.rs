@@ -176,6 +176,8 @@ impl Registry {
             last_verified_at: rfc3339(shard.last_verified_ns()),
             oldest_age_seconds: shard.oldest_age().as_secs_f64(),
             passes: scrub.as_ref().map_or(0, |scrub| scrub.passes),
+            rechecks: scrub.as_ref().map_or(0, |scrub| scrub.rechecks),
+            recheck_keys: shard.recheck_keys(),
             faults: scrub.as_ref().map_or(0, |scrub| scrub.faults),
             repairs: scrub.as_ref().map_or(0, |scrub| scrub.repairs),
             has_source: scrub.is_some_and(|scrub| scrub.has_source),

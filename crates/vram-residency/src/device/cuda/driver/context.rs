@@ -104,12 +104,12 @@ impl Context {
         self.check("state its free memory", answer).map(|()| (free as u64, total as u64))
     }
 
-    /// The number of the lowest priority that a stream may have.
-    pub(super) fn lowest_priority(&self) -> Result<i32, CudaError> {
+    /// The numbers of the lowest and the highest priority that a stream may have. The context is entered.
+    pub(in crate::device::cuda) fn priorities(&self) -> Result<(i32, i32), CudaError> {
         let (mut lowest, mut highest) = (0, 0);
         // SAFETY: writes two numbers to where the pointers point.
         let answer = unsafe { (self.driver.table.context_priorities)(&raw mut lowest, &raw mut highest) };
-        self.check("state its priorities", answer).map(|()| lowest)
+        self.check("state its priorities", answer).map(|()| (lowest, highest))
     }
 
     /// What the driver says about an address: `None` where it says that the question has no answer.
@@ -142,7 +142,8 @@ impl Context {
         // SAFETY: writes a handle to where the first pointer points; the second is only looked at as an address.
         let answer = unsafe { (table.retain_handle)(&raw mut handle, pointer) };
         match answer {
-            code::INVALID_VALUE | code::NOT_SUPPORTED => return Ok(None),
+            // Memory of a pool, and some of other processes, has a handle that nobody is given.
+            code::INVALID_VALUE | code::NOT_PERMITTED | code::NOT_SUPPORTED => return Ok(None),
             other => self.check("find an allocation", other)?,
         }
         let mut properties = types::AllocationProperties::EMPTY;

@@ -60,6 +60,22 @@ pub enum CudaError {
         /// Its release.
         found: Version,
     },
+    /// The driver cannot start.
+    #[error(
+        "the NVIDIA driver {library} could not start: {name} ({code}), {text}; see that nvidia-smi works, that the nvidia and \
+         nvidia-uvm modules are loaded and of the library's version, and that nvidia-fabricmanager runs where NVSwitch joins \
+         the GPUs"
+    )]
+    NotStarted {
+        /// The library's path.
+        library: Box<str>,
+        /// The result's number.
+        code: Code,
+        /// Its name.
+        name: Box<str>,
+        /// Its text.
+        text: Box<str>,
+    },
     /// There is a driver and no device.
     #[error(
         "the NVIDIA driver {library} shows no GPU; see nvidia-smi, CUDA_VISIBLE_DEVICES and the container's devices, and \
@@ -171,7 +187,7 @@ impl CudaError {
     #[must_use]
     pub const fn code(&self) -> Option<i32> {
         match self {
-            Self::Lost { code, .. } | Self::Refused { code, .. } => Some(*code),
+            Self::Lost { code, .. } | Self::NotStarted { code, .. } | Self::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }

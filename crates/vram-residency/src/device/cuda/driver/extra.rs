@@ -1,12 +1,12 @@
 //! Functions of the driver that only `gpu-check` calls. A driver may lack any of them: the answer then says so.
 
-use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use std::ffi::{c_int, c_uchar, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
 use libloading::Library;
 
-use super::types::{Address, Code, RawFunction, RawModule, RawStream, code};
-use super::{Context, CudaError, Driver, Function, Module, Stream};
+use super::types::{Address, Code, RawFunction, RawStream, code};
+use super::{Context, CudaError, Driver, Function, Stream};
 
 type RawGraph = *mut c_void;
 type RawNode = *mut c_void;
@@ -31,6 +31,12 @@ macro_rules! optional {
                 }
             }
         }
+
+        /// The functions' types, to be held against `cuda.h`.
+        pub(super) fn declared() -> Vec<super::header::Function> {
+            use super::header::{Described, Function};
+            vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
+        }
     };
 }
 
@@ -42,7 +48,6 @@ optional! {
     register = "cuMemHostRegister_v2"(*mut c_void, usize, c_uint);
     unregister = "cuMemHostUnregister"(*mut c_void);
     function_attribute = "cuFuncGetAttribute"(*mut c_int, c_int, RawFunction);
-    module_global = "cuModuleGetGlobal_v2"(*mut Address, *mut usize, RawModule, *const c_char);
     graph_create = "cuGraphCreate"(*mut RawGraph, c_uint);
     graph_destroy = "cuGraphDestroy"(RawGraph);
     graph_add_copy = "cuGraphAddMemcpyNode"(
@@ -53,18 +58,20 @@ optional! {
     graph_launch = "cuGraphLaunch"(RawGraphExec, RawStream);
 }
 
-/// Managed memory that any stream may use.
-const MANAGED_GLOBAL: c_uint = 1;
-/// `CUmemorytype`
-const HOST: c_uint = 1;
-const DEVICE: c_uint = 2;
-/// A missing function, in the numbers of the driver: it is what a driver answers that knows the function and lacks it.
-const NOT_FOUND: Code = 500;
+super::types::numbers! {
+    /// Managed memory that any stream may use.
+    const MANAGED_GLOBAL: c_uint = 1, "CU_MEM_ATTACH_GLOBAL";
+    /// Ends of a copy.
+    const HOST: c_uint = 1, "CU_MEMORYTYPE_HOST";
+    const DEVICE: c_uint = 2, "CU_MEMORYTYPE_DEVICE";
+    /// A missing function, in the numbers of the driver: it is what a driver answers that knows the function and lacks it.
+    const NOT_FOUND: Code = 500, "CUDA_ERROR_NOT_FOUND";
+}
 
 /// `CUDA_MEMCPY3D`
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Copy3d {
+pub(super) struct Copy3d {
     from_place: [usize; 4],
     from_type: c_uint,
     from_host: *const c_void,
@@ -86,6 +93,29 @@ struct Copy3d {
 
 // As the C compiler lays it out.
 const _: () = assert!(size_of::<Copy3d>() == 200);
+
+/// What it is in `cuda.h`.
+pub(super) fn structure() -> super::header::Structure {
+    super::header::structure!(Copy3d = "CUDA_MEMCPY3D" {
+        from_place = "srcXInBytes..srcLOD": [usize; 4],
+        from_type = "srcMemoryType": c_uint,
+        from_host = "srcHost": *const c_void,
+        from_device = "srcDevice": Address,
+        from_array = "srcArray": *mut c_void,
+        from_reserved = "reserved0": *mut c_void,
+        from_pitch = "srcPitch..srcHeight": [usize; 2],
+        to_place = "dstXInBytes..dstLOD": [usize; 4],
+        to_type = "dstMemoryType": c_uint,
+        to_host = "dstHost": *mut c_void,
+        to_device = "dstDevice": Address,
+        to_array = "dstArray": *mut c_void,
+        to_reserved = "reserved1": *mut c_void,
+        to_pitch = "dstPitch..dstHeight": [usize; 2],
+        width = "WidthInBytes": usize,
+        height = "Height": usize,
+        depth = "Depth": usize,
+    })
+}
 
 /// The functions, and the context in which they are called.
 pub(in crate::device::cuda) struct Extra {
@@ -131,21 +161,6 @@ impl Extra {
             unsafe { call(&raw mut value, number, of.raw) }
         });
         self.check("state what a kernel takes", answer).map(|()| value)
-    }
-
-    /// Where a variable of a module is, and its length in bytes.
-    pub(in crate::device::cuda) fn global(
-        &self,
-        module: &Module,
-        name: &'static CStr,
-    ) -> Result<(Address, usize), CudaError> {
-        let _current = self.context.enter()?;
-        let (mut start, mut bytes) = (Address(0), 0);
-        let answer = self.functions.module_global.map_or(NOT_FOUND, |call| {
-            // SAFETY: writes an address and a length to where the pointers point; the name ends with a zero.
-            unsafe { call(&raw mut start, &raw mut bytes, module.raw, name.as_ptr()) }
-        });
-        self.check("find a variable of the kernels", answer).map(|()| (start, bytes))
     }
 
     /// Managed memory; given back with [`Self::free`].

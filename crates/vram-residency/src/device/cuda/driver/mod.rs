@@ -27,6 +27,8 @@ mod context;
 mod error;
 #[cfg(feature = "gpu-check")]
 pub(super) mod extra;
+#[cfg(feature = "gpu-check")]
+pub(super) mod header;
 mod module;
 mod stream;
 mod table;
@@ -78,7 +80,12 @@ impl Driver {
         match started {
             code::STUB_LIBRARY => return Err(CudaError::StubLibrary { library: library() }),
             code::NO_DEVICE => return Err(CudaError::NoDevice { library: library() }),
-            other => self.check("start", other)?,
+            code::SUCCESS => {}
+            // Nothing is lost that was never there, whatever the number says of a running context.
+            other => {
+                let (name, text) = self.words(other);
+                return Err(CudaError::NotStarted { library: library(), code: other, name, text });
+            }
         }
         let mut version = 0;
         // SAFETY: writes one number to where the pointer points.
@@ -124,7 +131,6 @@ impl Driver {
         let answer = unsafe { (self.table.device_get)(&raw mut device, number) };
         match answer {
             code::INVALID_DEVICE => Err(none()),
-            code::DEVICE_UNAVAILABLE => Err(CudaError::ExclusiveProcess { ordinal: number }),
             other => self.check("find a GPU", other).map(|()| device),
         }
     }
@@ -173,8 +179,13 @@ impl Driver {
         let mode = self.attribute(DeviceAttribute::ComputeMode, device).unwrap_or(0);
         match (answer, mode) {
             (_, COMPUTE_MODE_PROHIBITED) => CudaError::Prohibited { ordinal: device },
-            (code::DEVICE_UNAVAILABLE, _) | (code::INVALID_DEVICE, COMPUTE_MODE_EXCLUSIVE_PROCESS) => {
+            (code::DEVICE_UNAVAILABLE | code::INVALID_DEVICE, COMPUTE_MODE_EXCLUSIVE_PROCESS) => {
                 CudaError::ExclusiveProcess { ordinal: device }
+            }
+            // No context is lost that was never there.
+            (code::UNKNOWN, _) => {
+                let (name, text) = self.words(answer);
+                CudaError::Refused { step: "open a GPU", code: answer, name, text }
             }
             (other, _) => self.error("open a GPU", other),
         }

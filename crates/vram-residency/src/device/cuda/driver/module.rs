@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::sync::Arc;
 
-use super::types::{JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, RawFunction, RawModule};
+use super::types::{Address, JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, RawFunction, RawModule};
 use super::{Context, CudaError, Stream};
 
 /// Bytes kept of what the driver's compiler says.
@@ -66,6 +66,16 @@ impl Module {
         let answer = unsafe { (self.context.driver.table.module_function)(&raw mut raw, self.raw, name.as_ptr()) };
         self.context.check("find a kernel", answer)?;
         Ok(Function { module: Arc::clone(self), raw })
+    }
+
+    /// Finds a variable: where it is on the device, and its length in bytes. It lives as long as the module.
+    pub(in crate::device::cuda) fn global(&self, name: &'static CStr) -> Result<(Address, usize), CudaError> {
+        let _current = self.context.enter()?;
+        let (mut start, mut bytes) = (Address(0), 0);
+        let find = self.context.driver.table.module_global;
+        // SAFETY: writes an address and a length to where the pointers point; the name ends with a zero.
+        let answer = unsafe { find(&raw mut start, &raw mut bytes, self.raw, name.as_ptr()) };
+        self.context.check("find a kernel's variable", answer).map(|()| (start, bytes))
     }
 }
 

@@ -29,7 +29,7 @@ impl Stream {
     /// A stream of the lowest priority that the device has.
     pub(in crate::device::cuda) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
         let current = context.enter()?;
-        let priority = context.lowest_priority()?;
+        let (priority, _) = context.priorities()?;
         drop(current);
         Self::with_priority(context, priority)
     }
@@ -103,6 +103,19 @@ impl Stream {
         // SAFETY: the caller's.
         let answer = unsafe { (self.context.driver.table.to_host)(to.cast(), from, bytes, self.raw) };
         self.context.check("copy from the GPU", answer)
+    }
+
+    /// Overwrites the device's memory with zeros.
+    ///
+    /// # Safety
+    /// `start` is writable memory of that size, which nobody else uses, until the stream has done it.
+    pub(in crate::device::cuda) unsafe fn wipe(&self, start: Address, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's.
+        let answer = unsafe { (self.context.driver.table.set)(start, 0, bytes, self.raw) };
+        self.context.check("wipe memory of the GPU", answer)
     }
 }
 

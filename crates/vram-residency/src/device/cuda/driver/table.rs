@@ -1,6 +1,6 @@
 //! The functions of the driver that are called, each looked up before the first call.
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
 
 use libloading::Library;
 
@@ -28,6 +28,13 @@ macro_rules! table {
                         *found.map_err(|_| $symbol)?
                     },)*
                 })
+            }
+
+            /// The functions' types, to be held against `cuda.h`.
+            #[cfg(feature = "gpu-check")]
+            pub(super) fn declared() -> Vec<super::header::Function> {
+                use super::header::{Described, Function};
+                vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
             }
         }
     };
@@ -75,6 +82,7 @@ table! {
     host_free = "cuMemFreeHost"(*mut c_void);
     to_device = "cuMemcpyHtoDAsync_v2"(Address, *const c_void, usize, RawStream);
     to_host = "cuMemcpyDtoHAsync_v2"(*mut c_void, Address, usize, RawStream);
+    set = "cuMemsetD8Async"(Address, c_uchar, usize, RawStream);
 
     stream_create = "cuStreamCreateWithPriority"(*mut RawStream, c_uint, c_int);
     stream_destroy = "cuStreamDestroy_v2"(RawStream);
@@ -89,6 +97,7 @@ table! {
     module_load = "cuModuleLoadDataEx"(*mut RawModule, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
     module_unload = "cuModuleUnload"(RawModule);
     module_function = "cuModuleGetFunction"(*mut RawFunction, RawModule, *const c_char);
+    module_global = "cuModuleGetGlobal_v2"(*mut Address, *mut usize, RawModule, *const c_char);
     launch = "cuLaunchKernel"(
         RawFunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, RawStream, *mut *mut c_void,
         *mut *mut c_void

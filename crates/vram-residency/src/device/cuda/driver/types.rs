@@ -32,26 +32,75 @@ impl fmt::Debug for Address {
     }
 }
 
+/// Declares numbers of `cuda.h`, each with its name there, so that a test can hold them against the file itself.
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $visible:vis const $name:ident: $kind:ty = $value:literal, $theirs:literal;)*) => {
+        $($(#[$doc])* $visible const $name: $kind = $value;)*
+
+        /// The numbers by their names in `cuda.h`.
+        #[cfg(feature = "gpu-check")]
+        pub(in crate::device::cuda) const NUMBERS: &[(&str, i64)] = &[$(($theirs, $name as i64)),*];
+    };
+}
+#[cfg(feature = "gpu-check")]
+pub(in crate::device::cuda) use numbers;
+
 /// Results that are told apart; every other one is passed on with its name and text.
 pub(in crate::device::cuda) mod code {
     use super::Code;
 
-    pub(in crate::device::cuda) const SUCCESS: Code = 0;
-    pub(in crate::device::cuda) const INVALID_VALUE: Code = 1;
-    pub(in crate::device::cuda) const OUT_OF_MEMORY: Code = 2;
-    pub(in crate::device::cuda) const STUB_LIBRARY: Code = 34;
-    pub(in crate::device::cuda) const DEVICE_UNAVAILABLE: Code = 46;
-    pub(in crate::device::cuda) const NO_DEVICE: Code = 100;
-    pub(in crate::device::cuda) const INVALID_DEVICE: Code = 101;
-    pub(in crate::device::cuda) const ILLEGAL_ADDRESS: Code = 700;
-    pub(in crate::device::cuda) const INVALID_ADDRESS_SPACE: Code = 717;
-    pub(in crate::device::cuda) const LAUNCH_FAILED: Code = 719;
-    pub(in crate::device::cuda) const NOT_SUPPORTED: Code = 801;
+    numbers! {
+        pub(in crate::device::cuda) const SUCCESS: Code = 0, "CUDA_SUCCESS";
+        pub(in crate::device::cuda) const INVALID_VALUE: Code = 1, "CUDA_ERROR_INVALID_VALUE";
+        pub(in crate::device::cuda) const OUT_OF_MEMORY: Code = 2, "CUDA_ERROR_OUT_OF_MEMORY";
+        const DEINITIALIZED: Code = 4, "CUDA_ERROR_DEINITIALIZED";
+        pub(in crate::device::cuda) const STUB_LIBRARY: Code = 34, "CUDA_ERROR_STUB_LIBRARY";
+        pub(in crate::device::cuda) const DEVICE_UNAVAILABLE: Code = 46, "CUDA_ERROR_DEVICE_UNAVAILABLE";
+        pub(in crate::device::cuda) const NO_DEVICE: Code = 100, "CUDA_ERROR_NO_DEVICE";
+        pub(in crate::device::cuda) const INVALID_DEVICE: Code = 101, "CUDA_ERROR_INVALID_DEVICE";
+        const ECC_UNCORRECTABLE: Code = 214, "CUDA_ERROR_ECC_UNCORRECTABLE";
+        const NVLINK_UNCORRECTABLE: Code = 220, "CUDA_ERROR_NVLINK_UNCORRECTABLE";
+        const CONTAINED: Code = 226, "CUDA_ERROR_CONTAINED";
+        pub(in crate::device::cuda) const ILLEGAL_ADDRESS: Code = 700, "CUDA_ERROR_ILLEGAL_ADDRESS";
+        const LAUNCH_TIMEOUT: Code = 702, "CUDA_ERROR_LAUNCH_TIMEOUT";
+        const CONTEXT_IS_DESTROYED: Code = 709, "CUDA_ERROR_CONTEXT_IS_DESTROYED";
+        const ASSERT: Code = 710, "CUDA_ERROR_ASSERT";
+        const HARDWARE_STACK_ERROR: Code = 714, "CUDA_ERROR_HARDWARE_STACK_ERROR";
+        const ILLEGAL_INSTRUCTION: Code = 715, "CUDA_ERROR_ILLEGAL_INSTRUCTION";
+        const MISALIGNED_ADDRESS: Code = 716, "CUDA_ERROR_MISALIGNED_ADDRESS";
+        pub(in crate::device::cuda) const INVALID_ADDRESS_SPACE: Code = 717, "CUDA_ERROR_INVALID_ADDRESS_SPACE";
+        const INVALID_PC: Code = 718, "CUDA_ERROR_INVALID_PC";
+        pub(in crate::device::cuda) const LAUNCH_FAILED: Code = 719, "CUDA_ERROR_LAUNCH_FAILED";
+        const TENSOR_MEMORY_LEAK: Code = 721, "CUDA_ERROR_TENSOR_MEMORY_LEAK";
+        pub(in crate::device::cuda) const NOT_PERMITTED: Code = 800, "CUDA_ERROR_NOT_PERMITTED";
+        pub(in crate::device::cuda) const NOT_SUPPORTED: Code = 801, "CUDA_ERROR_NOT_SUPPORTED";
+        const MPS_CLIENT_TERMINATED: Code = 810, "CUDA_ERROR_MPS_CLIENT_TERMINATED";
+        const EXTERNAL_DEVICE: Code = 911, "CUDA_ERROR_EXTERNAL_DEVICE";
+        pub(in crate::device::cuda) const UNKNOWN: Code = 999, "CUDA_ERROR_UNKNOWN";
+    }
 
-    /// Errors after which the device's context answers nothing any more: uncorrectable memory (ECC, 214; NVLink, 220),
-    /// kernels that failed or were killed (the driver logs an Xid), a device that is gone, and errors that nobody can name.
-    pub(in crate::device::cuda) const STICKY: [Code; 15] =
-        [4, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999];
+    /// Errors after which the device's context answers nothing any more: those of which `cuda.h` says that the process
+    /// must end, uncorrectable memory and links, a driver or a context that is gone, and errors that nobody can name.
+    pub(in crate::device::cuda) const STICKY: [Code; 18] = [
+        DEINITIALIZED,
+        ECC_UNCORRECTABLE,
+        NVLINK_UNCORRECTABLE,
+        CONTAINED,
+        ILLEGAL_ADDRESS,
+        LAUNCH_TIMEOUT,
+        CONTEXT_IS_DESTROYED,
+        ASSERT,
+        HARDWARE_STACK_ERROR,
+        ILLEGAL_INSTRUCTION,
+        MISALIGNED_ADDRESS,
+        INVALID_ADDRESS_SPACE,
+        INVALID_PC,
+        LAUNCH_FAILED,
+        TENSOR_MEMORY_LEAK,
+        MPS_CLIENT_TERMINATED,
+        EXTERNAL_DEVICE,
+        UNKNOWN,
+    ];
 }
 
 /// Attributes of a device.
@@ -64,12 +113,9 @@ pub(in crate::device::cuda) enum DeviceAttribute {
     ComputeCapabilityMinor = 76,
     VirtualMemoryManagement = 102,
     PosixFileDescriptor = 103,
+    /// Since CUDA 12.4.
+    MpsEnabled = 133,
 }
-
-/// A device that takes one process at a time.
-pub(super) const COMPUTE_MODE_EXCLUSIVE_PROCESS: c_int = 3;
-/// A device that takes none.
-pub(super) const COMPUTE_MODE_PROHIBITED: c_int = 2;
 
 /// Attributes of a pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +132,6 @@ pub(in crate::device::cuda) enum PointerAttribute {
     MemoryBlockId = 20,
 }
 
-/// Memory of a device, as [`PointerAttribute::MemoryType`] says it.
-pub(in crate::device::cuda) const MEMORY_TYPE_DEVICE: u64 = 2;
-
 /// What a mapping allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
@@ -97,15 +140,46 @@ pub(in crate::device::cuda) enum Access {
     ReadWrite = 3,
 }
 
-pub(super) const HANDLE_TYPE_POSIX_FD: c_int = 1;
-pub(in crate::device::cuda) const ALLOCATION_TYPE_PINNED: c_int = 1;
-pub(in crate::device::cuda) const LOCATION_TYPE_DEVICE: c_int = 1;
-pub(super) const GRANULARITY_MINIMUM: c_int = 0;
-/// A stream that does not wait for the default one.
-pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
-/// Options of the just-in-time compiler: where its errors go, and how many bytes fit there.
-pub(super) const JIT_ERROR_LOG: c_int = 5;
-pub(super) const JIT_ERROR_LOG_BYTES: c_int = 6;
+numbers! {
+    /// A device that takes no process.
+    pub(super) const COMPUTE_MODE_PROHIBITED: c_int = 2, "CU_COMPUTEMODE_PROHIBITED";
+    /// A device that takes one process at a time.
+    pub(super) const COMPUTE_MODE_EXCLUSIVE_PROCESS: c_int = 3, "CU_COMPUTEMODE_EXCLUSIVE_PROCESS";
+    /// Memory of a device, as [`PointerAttribute::MemoryType`] says it.
+    pub(in crate::device::cuda) const MEMORY_TYPE_DEVICE: u64 = 2, "CU_MEMORYTYPE_DEVICE";
+    pub(super) const HANDLE_TYPE_POSIX_FD: c_int = 1, "CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR";
+    pub(in crate::device::cuda) const ALLOCATION_TYPE_PINNED: c_int = 1, "CU_MEM_ALLOCATION_TYPE_PINNED";
+    pub(in crate::device::cuda) const LOCATION_TYPE_DEVICE: c_int = 1, "CU_MEM_LOCATION_TYPE_DEVICE";
+    pub(super) const GRANULARITY_MINIMUM: c_int = 0, "CU_MEM_ALLOC_GRANULARITY_MINIMUM";
+    /// A stream that does not wait for the default one.
+    pub(super) const STREAM_NON_BLOCKING: c_uint = 1, "CU_STREAM_NON_BLOCKING";
+    /// Options of the just-in-time compiler: where its errors go, and how many bytes fit there.
+    pub(super) const JIT_ERROR_LOG: c_int = 5, "CU_JIT_ERROR_LOG_BUFFER";
+    pub(super) const JIT_ERROR_LOG_BYTES: c_int = 6, "CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES";
+}
+
+/// The enumerations' numbers by their names in `cuda.h`.
+#[cfg(feature = "gpu-check")]
+pub(super) const ENUMERATIONS: &[(&str, i64)] = &[
+    ("CU_DEVICE_ATTRIBUTE_INTEGRATED", DeviceAttribute::Integrated as i64),
+    ("CU_DEVICE_ATTRIBUTE_COMPUTE_MODE", DeviceAttribute::ComputeMode as i64),
+    ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", DeviceAttribute::ComputeCapabilityMajor as i64),
+    ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR", DeviceAttribute::ComputeCapabilityMinor as i64),
+    ("CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED", DeviceAttribute::VirtualMemoryManagement as i64),
+    ("CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED", DeviceAttribute::PosixFileDescriptor as i64),
+    ("CU_DEVICE_ATTRIBUTE_MPS_ENABLED", DeviceAttribute::MpsEnabled as i64),
+    ("CU_POINTER_ATTRIBUTE_MEMORY_TYPE", PointerAttribute::MemoryType as i64),
+    ("CU_POINTER_ATTRIBUTE_HOST_POINTER", PointerAttribute::HostPointer as i64),
+    ("CU_POINTER_ATTRIBUTE_IS_MANAGED", PointerAttribute::IsManaged as i64),
+    ("CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL", PointerAttribute::DeviceOrdinal as i64),
+    ("CU_POINTER_ATTRIBUTE_RANGE_START_ADDR", PointerAttribute::RangeStart as i64),
+    ("CU_POINTER_ATTRIBUTE_RANGE_SIZE", PointerAttribute::RangeSize as i64),
+    ("CU_POINTER_ATTRIBUTE_MAPPED", PointerAttribute::Mapped as i64),
+    ("CU_POINTER_ATTRIBUTE_ACCESS_FLAGS", PointerAttribute::AccessFlags as i64),
+    ("CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID", PointerAttribute::MemoryBlockId as i64),
+    ("CU_MEM_ACCESS_FLAGS_PROT_READ", Access::Read as i64),
+    ("CU_MEM_ACCESS_FLAGS_PROT_READWRITE", Access::ReadWrite as i64),
+];
 
 /// `CUmemLocation`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -155,6 +229,26 @@ impl AllocationProperties {
 pub(super) struct AccessDescription {
     pub(super) location: Location,
     pub(super) flags: c_int,
+}
+
+/// What the structures are in `cuda.h`.
+#[cfg(feature = "gpu-check")]
+pub(super) fn structures() -> Vec<super::header::Structure> {
+    use super::header::structure;
+    vec![
+        structure!(Location = "CUmemLocation" { kind = "type": c_int, id = "id": c_int }),
+        structure!(AllocationProperties = "CUmemAllocationProp" {
+            kind = "type": c_int,
+            handle_types = "requestedHandleTypes": c_int,
+            location = "location": Location,
+            windows = "win32HandleMetaData": *mut c_void,
+            compression = "allocFlags.compressionType": u8,
+            rdma_capable = "allocFlags.gpuDirectRDMACapable": u8,
+            usage = "allocFlags.usage": c_ushort,
+            reserved = "allocFlags.reserved": [u8; 4],
+        }),
+        structure!(AccessDescription = "CUmemAccessDesc" { location = "location": Location, flags = "flags": c_int }),
+    ]
 }
 
 // As the C compiler lays them out.

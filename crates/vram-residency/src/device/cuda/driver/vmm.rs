@@ -6,27 +6,35 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::types::{
-    Access, AccessDescription, Address, AllocationProperties, DeviceAttribute, GRANULARITY_MINIMUM,
+    Access, AccessDescription, Address, AllocationProperties, Code, DeviceAttribute, GRANULARITY_MINIMUM,
     HANDLE_TYPE_POSIX_FD, LOCATION_TYPE_DEVICE, Location, RawHandle, code,
 };
 use super::{Context, CudaError};
 
 /// The size of which every allocation on a device is a multiple.
 pub(in crate::device::cuda) fn granularity(context: &Context) -> Result<u64, CudaError> {
-    let properties = properties(context)?;
     let mut bytes = 0;
-    // SAFETY: writes one number to where the first pointer points, reads the properties behind the second.
-    let answer =
-        unsafe { (context.driver.table.granularity)(&raw mut bytes, &raw const properties, GRANULARITY_MINIMUM) };
+    let (answer, _) = with_properties(context, &mut |properties| {
+        // SAFETY: writes one number to where the first pointer points, reads the properties behind the second.
+        unsafe { (context.driver.table.granularity)(&raw mut bytes, properties, GRANULARITY_MINIMUM) }
+    })?;
     context.check("state the size of its pages", answer)?;
     // Zero, or no power of two, is no page size.
     if bytes.is_power_of_two() { Ok(bytes as u64) } else { Err(context.driver.error("state the size of its pages", 1)) }
 }
 
-/// Exportable where the device can.
-fn properties(context: &Context) -> Result<AllocationProperties, CudaError> {
+/// Calls with the properties of pinned memory: exportable where the device can, and again without that where the driver
+/// says that this process may not have it, as in some sandboxes. Says whether it was exportable at last.
+fn with_properties(
+    context: &Context,
+    call: &mut dyn FnMut(&AllocationProperties) -> Code,
+) -> Result<(Code, bool), CudaError> {
     let exportable = context.driver.attribute(DeviceAttribute::PosixFileDescriptor, context.device())? == 1;
-    Ok(AllocationProperties::pinned_on(context.device(), exportable))
+    let answer = call(&AllocationProperties::pinned_on(context.device(), exportable));
+    if exportable && matches!(answer, code::NOT_PERMITTED | code::NOT_SUPPORTED) {
+        return Ok((call(&AllocationProperties::pinned_on(context.device(), false)), false));
+    }
+    Ok((answer, exportable))
 }
 
 /// An allocation in the device's memory, pinned to it.
@@ -39,12 +47,13 @@ struct Allocation {
 
 impl Allocation {
     fn create(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
-        let properties = properties(context)?;
         let mut handle = 0;
-        // SAFETY: writes a handle to where the first pointer points, reads the properties behind the second.
-        let answer = unsafe { (context.driver.table.create)(&raw mut handle, bytes, &raw const properties, 0) };
+        let (answer, exportable) = with_properties(context, &mut |properties| {
+            // SAFETY: writes a handle to where the first pointer points, reads the properties behind the second.
+            unsafe { (context.driver.table.create)(&raw mut handle, bytes, properties, 0) }
+        })?;
         context.check("allocate a region", answer)?;
-        Ok(Self { context: Arc::clone(context), handle, exportable: properties.handle_types != 0 })
+        Ok(Self { context: Arc::clone(context), handle, exportable })
     }
 }
 

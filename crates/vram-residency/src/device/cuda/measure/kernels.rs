@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::kernels::{SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
 use super::super::write_test::{self, PROBE, STORE};
 use super::{Address, CudaError, DeviceBuffer, Gpu, Memory, Stream};
+use crate::device::cuda::driver::types::numbers;
 use crate::device::cuda::driver::{Function, Module, code};
 use crate::digest::block_count;
 
@@ -26,6 +27,13 @@ const INITIAL: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 /// The mode of keyed BLAKE3.
 const KEYED: u64 = 16;
+
+numbers! {
+    /// Attributes of a kernel, and one of a device.
+    const LOCAL_BYTES: i32 = 3, "CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES";
+    const REGISTERS: i32 = 4, "CU_FUNC_ATTRIBUTE_NUM_REGS";
+    const MULTIPROCESSORS: i32 = 16, "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT";
+}
 
 /// Which kernels a sweep runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +67,7 @@ pub struct Sweep<'a> {
 pub struct Compiled {
     /// Which text.
     pub text: &'static str,
-    /// How long the driver's compiler took, in milliseconds.
+    /// How long it took until all of its kernels were found, in milliseconds: a driver may put work off until then.
     pub milliseconds: f64,
     /// Kernels of it: name, registers for each thread, bytes of local memory (spills) for each thread.
     pub kernels: Vec<(String, Option<i32>, Option<i32>)>,
@@ -106,11 +114,15 @@ impl Kernels {
         let (probe, c) = compile(gpu, probe)?;
         let mut compiled = vec![a, b, c];
         let mut find = |module: &Arc<Module>, of: usize, name: &'static CStr| {
+            let began = Instant::now();
             let function = module.function(name)?;
+            let took = began.elapsed().as_secs_f64() * 1000.0;
             let attribute = |number| gpu.extra.function_attribute(number, &function).ok();
-            // CU_FUNC_ATTRIBUTE_NUM_REGS, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
-            let takes = (name.to_string_lossy().into_owned(), attribute(4), attribute(3));
-            compiled.get_mut(of).into_iter().for_each(|text| text.kernels.push(takes.clone()));
+            let takes = (name.to_string_lossy().into_owned(), attribute(REGISTERS), attribute(LOCAL_BYTES));
+            if let Some(text) = compiled.get_mut(of) {
+                text.milliseconds += took;
+                text.kernels.push(takes);
+            }
             Ok::<_, CudaError>(function)
         };
         let kernels = Self {
@@ -134,7 +146,7 @@ impl Kernels {
     /// # Errors
     /// The driver refuses, or the variable is another than documented.
     pub fn set_fingerprint_key(&self, gpu: &Gpu, key: &[u32; KEY_WORDS]) -> Result<(), CudaError> {
-        let (start, bytes) = gpu.extra.global(&self.fingerprint, c"vram_nh_key")?;
+        let (start, bytes) = self.fingerprint.global(c"vram_nh_key")?;
         let words: Vec<u8> = key.iter().flat_map(|word| word.to_le_bytes()).collect();
         if bytes != words.len() {
             return Err(CudaError::Unsupported { device: "the kernels' text".into(), what: "a key of 1030 words" });
@@ -246,8 +258,12 @@ impl Kernels {
         let stream = &self.foreground;
         let ask: Box<dyn Fn() -> i32 + '_> = match work {
             Foreground::Read(memory) => {
-                let groups =
-                    gpu.extra.device_attribute(16).ok().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+                let groups = gpu
+                    .extra
+                    .device_attribute(MULTIPROCESSORS)
+                    .ok()
+                    .and_then(|count| u32::try_from(count).ok())
+                    .unwrap_or(1);
                 Box::new(move || self.read(gpu, stream, memory, memory.bytes(), groups.saturating_mul(8)))
             }
             Foreground::Multiply(memory, n) => {

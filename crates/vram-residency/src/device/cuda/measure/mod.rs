@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::extra::Extra;
+use super::driver::header;
 use super::driver::{
     Access, Address, Context, CudaError, DeviceBuffer, Driver, Event, Mapped, PinnedBuffer, PointerAttribute, Stream,
     granularity,
@@ -20,6 +21,7 @@ use crate::device::child;
 
 mod kernels;
 
+pub use header::{Function as DeclaredFunction, Statement, Structure as DeclaredStructure};
 pub use kernels::{Compiled, Foreground, Kernels, Kind, Sweep, TEXTS};
 
 /// Runs a process and returns what it wrote to its standard output, if it ended with success. Nothing of it stays.
@@ -101,27 +103,37 @@ pub struct Facts {
     pub free_bytes: u64,
     /// The size of which every region is a multiple, in bytes.
     pub granularity_bytes: u64,
+    /// The lowest and the highest priority of a stream: the lower the number, the higher the priority, and 0 is the default.
+    pub priorities: (i32, i32),
     /// Attributes by name: numbers of `cuda.h`.
     pub attributes: Vec<(&'static str, Option<i32>)>,
 }
 
-/// Attributes of a device that explain its figures, by their numbers in `cuda.h`.
-const ATTRIBUTES: [(&str, i32); 14] = [
-    ("compute_capability_major", 75),
-    ("compute_capability_minor", 76),
-    ("multiprocessors", 16),
-    ("threads_per_multiprocessor", 39),
-    ("clock_khz", 13),
-    ("memory_clock_khz", 36),
-    ("memory_bus_bits", 37),
-    ("l2_cache_bytes", 38),
-    ("copy_engines", 40),
-    ("ecc", 32),
-    ("integrated", 18),
-    ("compute_mode", 20),
-    ("virtual_memory_management", 102),
-    ("posix_descriptors", 103),
+/// Attributes of a device that explain its figures: what they are called here, their numbers, and their names in `cuda.h`.
+const ATTRIBUTES: [(&str, i32, &str); 15] = [
+    ("compute_capability_major", 75, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR"),
+    ("compute_capability_minor", 76, "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR"),
+    ("multiprocessors", 16, "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"),
+    ("threads_per_multiprocessor", 39, "CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR"),
+    ("clock_khz", 13, "CU_DEVICE_ATTRIBUTE_CLOCK_RATE"),
+    ("memory_clock_khz", 36, "CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE"),
+    ("memory_bus_bits", 37, "CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH"),
+    ("l2_cache_bytes", 38, "CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE"),
+    ("copy_engines", 40, "CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT"),
+    ("ecc", 32, "CU_DEVICE_ATTRIBUTE_ECC_ENABLED"),
+    ("integrated", 18, "CU_DEVICE_ATTRIBUTE_INTEGRATED"),
+    ("compute_mode", 20, "CU_DEVICE_ATTRIBUTE_COMPUTE_MODE"),
+    ("virtual_memory_management", 102, "CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"),
+    ("mps", 133, "CU_DEVICE_ATTRIBUTE_MPS_ENABLED"),
+    ("posix_descriptors", 103, "CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED"),
 ];
+
+/// What the driver module takes `cuda.h` to say, to be held against NVIDIA's own file.
+#[must_use]
+pub fn header_statement() -> Statement {
+    let attributes = ATTRIBUTES.map(|(_, number, name)| (name, i64::from(number)));
+    header::statement(&[&attributes, kernels::NUMBERS].concat())
+}
 
 /// An open GPU.
 #[derive(Debug)]
@@ -175,7 +187,10 @@ impl Gpu {
     pub fn facts(&self) -> Result<Facts, CudaError> {
         let (driver, device) = (self.extra.driver(), self.context().device());
         let (free_bytes, total_bytes) = self.context().memory()?;
-        let attribute = |(name, number)| (name, self.extra.device_attribute(number).ok());
+        let current = self.context().enter()?;
+        let priorities = self.context().priorities()?;
+        drop(current);
+        let attribute = |(name, number, _)| (name, self.extra.device_attribute(number).ok());
         Ok(Facts {
             name: driver.device_name(device)?,
             driver: driver.version().to_string(),
@@ -184,6 +199,7 @@ impl Gpu {
             total_bytes,
             free_bytes,
             granularity_bytes: granularity(self.context())?,
+            priorities,
             attributes: ATTRIBUTES.map(attribute).to_vec(),
         })
     }
@@ -240,12 +256,12 @@ impl Gpu {
         ];
         let mut statements = Statements::new();
         for (name, attribute) in attributes {
-            let said = self.context().ask(attribute, memory.start())?;
+            let said = known(self.context().ask(attribute, memory.start()))?;
             // Addresses and numbers of blocks are nobody's business; whether there is one is.
             let told = matches!(attribute, A::HostPointer | A::MemoryBlockId);
             statements.push((name, if told { said.map(|value| u64::from(value != 0)) } else { said }));
         }
-        let allocation = self.context().allocation_at(memory.start())?;
+        let allocation = known(self.context().allocation_at(memory.start()))?;
         let part = |number: i32| u64::try_from(number).ok();
         statements.push(("allocation_type", allocation.as_ref().and_then(|found| part(found.kind))));
         statements.push(("allocation_location", allocation.as_ref().and_then(|found| part(found.location.kind))));
@@ -376,6 +392,11 @@ impl Gpu {
         let _current = self.context().enter()?;
         self.ended.since(&self.began)
     }
+}
+
+/// An answer, or none where the driver refuses the question in any words. Only a dead context is an error.
+fn known<T>(said: Result<Option<T>, CudaError>) -> Result<Option<T>, CudaError> {
+    said.or_else(|error| if error.is_lost() { Err(error) } else { Ok(None) })
 }
 
 impl Memory {

@@ -76,6 +76,12 @@ impl Meaning {
             (Kind::Event, "MismatchNotConfirmed") => {
                 (Memory, 99, "Verify", 2, Open, "A block was read wrongly once, and as sealed when read again")
             }
+            (Kind::Event, "FingerprintMatched") => {
+                (Memory, 99, "Verify", 1, Well, "A shard's fingerprint is as when its bytes were trusted")
+            }
+            (Kind::Event, "FingerprintNotConfirmed") => {
+                (Memory, 99, "Verify", 2, Open, "A shard's fingerprint was another once, and every byte as sealed")
+            }
             (Kind::Event, "RepairStarted") => (Memory, 2, "Modify Page", 3, Open, "A damaged block is being repaired"),
             (Kind::Event, "BlockRepaired") => (Memory, 2, "Modify Page", 2, Well, "A damaged block was repaired"),
             (Kind::Event, "RepairFailed") => (Memory, 2, "Modify Page", 5, Badly, "A damaged block cannot be repaired"),

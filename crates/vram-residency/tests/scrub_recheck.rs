@@ -1,0 +1,192 @@
+//! Re-checks beside the scrub, under a clock that only the test moves: in time, within the budget, and honest.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../../audit-logging/tests/common/mod.rs"]
+mod common;
+mod sim;
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::MemVfs;
+use sim::{Rules, SimClock, SimDevice};
+use support::{WORKER, host, id, key};
+use vram_residency::audit::AuditTrail;
+use vram_residency::policy::OnFailure;
+use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
+use vram_residency::{Error, ManagerOptions, Policy, Rechecked, SealedShard, ShardState, VramManager};
+
+const PERIOD: Duration = Duration::from_secs(60);
+const RECHECK: Duration = Duration::from_secs(2);
+const MIB: usize = 1 << 20;
+
+struct Lab {
+    clock: Arc<SimClock>,
+    rules: Arc<Rules>,
+    manager: VramManager,
+    vfs: MemVfs,
+}
+
+impl Lab {
+    fn new(on_failure: OnFailure) -> Self {
+        let (clock, vfs) = (SimClock::new(), MemVfs::default());
+        let rules = Arc::new(Rules::new(Arc::clone(&clock)));
+        let mut policy = Policy::default();
+        policy.on_failure = on_failure;
+        let log = audit_logging::Options { clock: Arc::clone(&clock) as _, ..common::options(&vfs, 1 << 20) };
+        let manager = VramManager::new(ManagerOptions {
+            worker_id: WORKER.into(),
+            device: Arc::new(SimDevice { inner: host(64 << 20), rules: Arc::clone(&rules) }),
+            key: key(),
+            trail: AuditTrail::open_with(&common::dir(), log).unwrap(),
+            policy,
+        })
+        .unwrap();
+        Self { clock, rules, manager, vfs }
+    }
+
+    fn scrubber(&self, budget: Budget) -> Scrubber {
+        let mut options = ScrubOptions::default();
+        (options.period, options.recheck, options.budget, options.seed) = (PERIOD, Some(RECHECK), budget, Some(7));
+        Scrubber::manual(&self.manager, options).unwrap()
+    }
+
+    fn seal(&self, bytes: &[u8]) -> SealedShard {
+        let name = format!("shard-{}", self.rules.next_number());
+        self.manager.seal_model(id(&name), "model", bytes).unwrap()
+    }
+
+    /// Lets time go on, and the scrubber do what is due.
+    fn pass(&self, scrubber: &Scrubber, time: Duration) {
+        let end = self.clock.now() + time;
+        while self.clock.now() < end {
+            if let Some(rest) = scrubber.tick() {
+                self.clock.advance(rest.clamp(Duration::from_millis(1), Duration::from_millis(50)));
+            }
+        }
+    }
+
+    /// Names of the events on record.
+    fn events(&self) -> Vec<String> {
+        self.manager.trail().flush(Duration::from_secs(5)).unwrap();
+        let records = audit_logging::reader::records_on(Arc::new(self.vfs.clone()), &common::dir()).unwrap();
+        let leaves = records.map(Result::unwrap).filter(|record| record.kind == audit_logging::Kind::Event);
+        leaves
+            .map(|record| serde_json::from_slice::<serde_json::Value>(&record.leaf).unwrap())
+            .map(|event| event["event"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+#[test]
+fn every_shard_is_rechecked_in_time_and_the_scrub_goes_on_beside_that() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    lab.manager.keep_recheck_keys(100);
+    let scrubber = lab.scrubber(Budget::Unlimited);
+    let shards = [lab.seal(&vec![1; 5 * MIB + 1]), lab.seal(&[2; 300])];
+    shards.iter().for_each(|shard| scrubber.watch(shard, None));
+    let sealed_at = shards[0].last_verified_ns();
+    let mut oldest = Duration::ZERO;
+    for _ in 0..1200 {
+        lab.pass(&scrubber, Duration::from_millis(100));
+        oldest = shards.iter().map(SealedShard::oldest_age).max().unwrap().max(oldest);
+    }
+    assert!(oldest <= RECHECK + Duration::from_millis(200), "{oldest:?}");
+    assert!(oldest > RECHECK / 2, "and not much more often than asked for: {oldest:?}");
+    for shard in &shards {
+        let status = scrubber.shard_status(shard).unwrap();
+        // 120 s in steps of 1.75 to 2 s, and passes of 40 s.
+        assert!((60..=70).contains(&status.rechecks), "{status:?}");
+        assert_eq!(u64::from(status.recheck_keys) + status.rechecks, 100);
+        assert!((2..=3).contains(&status.passes), "{status:?}");
+        assert_eq!(shard.state(), ShardState::Verified, "by the passes");
+    }
+    assert!(shards[0].last_verified_ns() > sealed_at, "by the passes");
+    let events = lab.events();
+    let counted = |name: &str| events.iter().filter(|event| *event == name).count() as u64;
+    assert_eq!(counted("FingerprintMatched"), scrubber.status().rechecks);
+    assert_eq!((counted("SealVerified"), counted("VerificationLate")), (0, 0));
+}
+
+/// Damage is found by the fingerprint long before the scrub comes to its block, named, and repaired.
+#[test]
+fn damage_is_found_within_a_recheck_and_repaired_in_the_right_block() {
+    let lab = Lab::new(OnFailure::Repair);
+    lab.manager.keep_recheck_keys(16);
+    let scrubber = lab.scrubber(Budget::Unlimited);
+    let good: Arc<[u8]> = (0..40 * MIB).map(|at| (at % 251) as u8).collect();
+    let shard = lab.seal(&good);
+    let source = Arc::new(sim::SimSource::new(good.to_vec(), Arc::clone(&lab.clock)));
+    scrubber.watch(&shard, Some(source as _));
+    lab.pass(&scrubber, Duration::from_secs(5));
+    lab.rules.change(shard.shard_id().as_str(), 33 * MIB + 7, 33 * MIB + 8, |bytes| bytes[0] ^= 4);
+    lab.pass(&scrubber, RECHECK + Duration::from_millis(200));
+    let fault = shard.last_fault().unwrap();
+    assert_eq!((fault.block, fault.differing_bits, fault.outcome), (33, Some(1), "repaired"));
+    assert!(lab.rules.equals(shard.shard_id().as_str(), 0..good.len(), &good));
+    assert_eq!((shard.state(), scrubber.status().repairs), (ShardState::Verified, 1));
+    // With the sealed bytes there again, the keys that are left serve on.
+    let before = scrubber.status().rechecks;
+    lab.pass(&scrubber, RECHECK * 2);
+    assert!(scrubber.status().rechecks > before);
+    assert!(!lab.events().iter().any(|event| event == "FingerprintNotConfirmed"));
+}
+
+#[test]
+fn a_lie_about_a_fingerprint_is_on_record_and_changes_nothing_else() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    lab.manager.keep_recheck_keys(16);
+    let scrubber = lab.scrubber(Budget::Unlimited);
+    let shard = lab.seal(&vec![3; MIB]);
+    lab.rules.lie_once();
+    assert_eq!(lab.manager.recheck(&shard).unwrap(), Rechecked::NotConfirmed);
+    assert_eq!((shard.state(), shard.recheck_keys()), (ShardState::Sealed, 15));
+    scrubber.watch(&shard, None);
+    lab.pass(&scrubber, RECHECK * 2);
+    assert_eq!((shard.last_fault().is_none(), scrubber.status().faults), (true, 0));
+    assert_eq!(lab.events().iter().filter(|event| *event == "FingerprintNotConfirmed").count(), 1);
+}
+
+/// What a re-check takes is rested for, like a block's check.
+#[test]
+fn the_budget_bounds_rechecks_too() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    lab.manager.keep_recheck_keys(1000);
+    let shard = lab.seal(&vec![3; 8 * MIB]);
+    // At 1 MiB/s a re-check of 8 MiB is rested for 8 s, and a pass of the scrub takes as long: 15 of both in 120 s.
+    let scrubber = lab.scrubber(Budget::BytesPerSecond((1_u64 << 20).try_into().unwrap()));
+    scrubber.watch(&shard, None);
+    let before = shard.recheck_keys();
+    lab.pass(&scrubber, Duration::from_secs(120));
+    let used = before - shard.recheck_keys();
+    let status = scrubber.status();
+    let read = u64::from(used) * shard.bytes() + status.bytes;
+    assert!(read <= 130 << 20, "{used} re-checks, {status:?}");
+    assert!(used >= 5, "but there are some: {used}");
+    assert!(status.blocks >= 8, "and the scrub goes on: {status:?}");
+}
+
+#[test]
+fn without_keys_or_a_device_for_them_rechecks_are_refused() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let mut options = ScrubOptions::default();
+    options.recheck = Some(RECHECK);
+    let refused = |manager: &VramManager, options: &ScrubOptions| {
+        let error = Scrubber::manual(manager, options.clone()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Scrub { setting: "recheck", .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refused(&lab.manager, &options).contains("no keys are kept"));
+    lab.manager.keep_recheck_keys(1);
+    assert!(Scrubber::manual(&lab.manager, options.clone()).is_ok());
+    for recheck in [Duration::from_millis(99), options.period + Duration::from_millis(1)] {
+        options.recheck = Some(recheck);
+        assert!(refused(&lab.manager, &options).contains("between 100 ms and the period"));
+    }
+    options.recheck = Some(RECHECK);
+    let dir = support::disk_dir();
+    let manager = support::manager(dir.path(), 1 << 20);
+    manager.keep_recheck_keys(1);
+    assert!(refused(&manager, &options).contains("no faster check than hashing"));
+}

@@ -172,6 +172,44 @@ fn repairs_and_looks_go_on_beside_sweeps() {
     assert!(swept(&device, &borrowed(&regions)).unwrap() == sealed);
 }
 
+#[test]
+fn who_only_looks_does_not_wait_for_the_end_of_two_sweeps() {
+    let _emulator = Emulator::lock(Plan::default());
+    let device = device(1);
+    let (regions, _) = regions(&device, &[6 << 20, 2 << 20, 9]);
+    let (holds, looked, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    let wait = |flag: &AtomicBool| {
+        while !flag.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    };
+    let mut told = Vec::new();
+    std::thread::scope(|scope| {
+        let (regions, device, holds, looked, done) = (&regions, &device, &holds, &looked, &done);
+        let swept = device.hash_regions(&[&*regions[0]], &mut |_, first, _| {
+            if first == 0 {
+                // The other lane is taken for as long as this sweep takes.
+                scope.spawn(move || {
+                    device.hash_regions(&[&*regions[1]], &mut |_, _, _| {
+                        holds.store(true, Ordering::Release);
+                        wait(done);
+                    })
+                });
+                wait(holds);
+                scope.spawn(move || {
+                    regions[2].view(0..9, &mut |_| ()).unwrap();
+                    looked.store(true, Ordering::Release);
+                });
+                std::thread::sleep(std::time::Duration::from_millis(300));
+            }
+            told.push(looked.load(Ordering::Acquire));
+        });
+        done.store(true, Ordering::Release);
+        swept.unwrap();
+    });
+    assert_eq!((told.len(), told.first(), told.last()), (6, Some(&false), Some(&true)), "{told:?}");
+}
+
 /// A panic of who is told leaves no work behind that nobody waits for, and the device in order.
 #[test]
 fn a_panic_in_the_middle_of_a_sweep_leaves_nothing_under_way() {

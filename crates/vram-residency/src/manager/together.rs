@@ -116,15 +116,16 @@ impl Worker {
         let started = self.trail.monotonic();
         let regions: ArrayVec<&dyn Region, TOGETHER> = begun.iter().map(|begun| begun.region).collect();
         let hashed = self.device.hash_regions(&regions, &mut |number, first, values| {
-            if let Some(Begun { comparison, damaged, .. }) = begun.get_mut(number) {
-                comparison.compare(first, values, &mut |block, actual| damaged.push((block, actual)));
+            if let Some(Begun { shard, comparison, damaged, .. }) = begun.get_mut(number) {
+                comparison.compare(first, values, &mut |block, actual| {
+                    // No work on it from here on: it is read again when all of them were hashed.
+                    shard.set_state(ShardState::Suspect);
+                    damaged.push((block, actual));
+                });
             }
         });
         let duration = self.trail.monotonic().saturating_sub(started);
-        // No work on what differs while it is read again, and while the others are seen to: nobody waits for damage.
-        for begun in begun.iter().filter(|begun| !begun.is_as_sealed()) {
-            begun.shard.set_state(ShardState::Suspect);
-        }
+        // Those that are as sealed first: nobody waits for the damage of others.
         for as_sealed in [true, false] {
             for begun in begun.iter_mut() {
                 if begun.is_as_sealed() == as_sealed {

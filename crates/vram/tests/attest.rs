@@ -125,7 +125,7 @@ fn nothing_is_attested_of_damaged_unsealed_or_unknown_shards() {
     for shard in ["small-bin", "big-bin"] {
         daemon.told(&["release", shard]);
     }
-    attest(&[]).failed(1, "daemon", &["no shard is resident"]);
+    attest(&[]).failed(1, "no-shard", &["no shard is resident"]);
 
     // A second key is not made over the first, and how to change it is told.
     home.run(["attest", "--keygen", "--json"]).failed(1, "key", &["nothing was changed", "move both files away"]);

@@ -38,7 +38,7 @@ pub(in crate::device) fn answer_of(command: &mut Command, limit: Duration) -> Re
             Ok(Some(status)) => break Ok(status),
             Err(error) => break Err(format!("its process cannot be waited for: {error}")),
             Ok(None) if said.bytes.len() > MOST || told.bytes.len() > MOST => {
-                break Err(format!("its process said more than {} KiB and was ended", MOST >> 10));
+                break Err(too_much());
             }
             Ok(None) if began.elapsed() >= limit => {
                 let seconds = limit.as_secs_f64();
@@ -48,13 +48,18 @@ pub(in crate::device) fn answer_of(command: &mut Command, limit: Duration) -> Re
         }
     };
     match ended {
-        Ok(status) if status.success() => Ok(said.text()),
+        Ok(status) if status.success() && said.bytes.len() <= MOST => Ok(said.text()),
+        Ok(status) if status.success() => Err(too_much()),
         Ok(status) => Err(Failed { status, told: told.text() }.to_string()),
         Err(why) => {
             end(process);
             Err(why)
         }
     }
+}
+
+fn too_much() -> String {
+    format!("its process said more than {} KiB", MOST >> 10)
 }
 
 /// Ends a process, and has nothing of it left behind.
@@ -67,7 +72,8 @@ fn end(mut process: Child) {
         }
         std::thread::sleep(AGAIN);
     }
-    std::thread::spawn(move || process.wait());
+    // Where there is no thread to be had, it stays until this process ends.
+    let _ = std::thread::Builder::new().spawn(move || process.wait());
 }
 
 /// How a process failed.

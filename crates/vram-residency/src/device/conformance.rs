@@ -166,7 +166,12 @@ fn check_region(device: &dyn Device, bytes: u64, lead: u8) -> Result<(), Failure
     require(first == fingerprint(region, 1)?, "a fingerprint follows from key and bytes", bytes, lead)?;
     let other = fingerprint(region, 2)?;
     require(first.is_none() || first != other, "another key gives another fingerprint", bytes, lead)?;
-    require(others_read(region, &pattern)?, "what is exported is the region, and cannot be written", bytes, lead)?;
+    require(
+        others_read(region, &pattern)?,
+        "what is exported is the region, which the kernel keeps from being written where it can",
+        bytes,
+        lead,
+    )?;
     for offset in [0, bytes / 2, bytes.saturating_sub(1)] {
         if offset < bytes {
             rewriting_changes_just_that_byte(region, &pattern, &values, offset, lead)?;
@@ -257,7 +262,7 @@ fn reads_back(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
     Ok(same)
 }
 
-/// Whether whoever is given the export reads the region's bytes, and cannot write any.
+/// Whether whoever is given the export reads the region's bytes, and cannot write any where the kernel can stop that.
 fn others_read(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
     let property = "a region is exported";
     match region.export() {
@@ -271,7 +276,9 @@ fn others_read(region: &dyn Region, pattern: &[u8]) -> Result<bool, Failure> {
         Ok(Export::CudaAllocation { bytes, offset, .. }) => {
             Ok(offset.checked_add(region.bytes()).is_some_and(|end| end <= bytes))
         }
-        // What is not shown to be read-only is not handed out.
+        // Not every GPU, and not in every sandbox, exports its memory.
+        Err(DeviceError::Unexportable { .. }) => Ok(true),
+        // Main memory that is not shown to be read-only is not handed out.
         Err(_) if region.protection() == Protection::Advisory => Ok(true),
         Err(error) => Err(refused(property)(error)),
     }

@@ -93,6 +93,15 @@ pub enum DeviceError {
         /// The block.
         block: u64,
     },
+    /// The region's memory cannot be handed to another process.
+    #[error(
+        "{device} cannot hand this memory to another process: somebody else allocated it, or the GPU exports none; \
+         use it in this process, or keep the shard in main memory"
+    )]
+    Unexportable {
+        /// The device that was asked.
+        device: DeviceKind,
+    },
     /// A thread that worked on the region panicked, in code of the caller's.
     #[error("a thread failed while it worked on a region, which is not used further; report this defect")]
     WorkerPanicked,

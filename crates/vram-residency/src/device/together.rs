@@ -47,6 +47,7 @@ impl DeviceError {
             Self::System { device, step, source } => Self::System { device: *device, step, source: repeated(source) },
             Self::Source { offset, source } => Self::Source { offset: *offset, source: repeated(source) },
             Self::Inconsistent { device, block } => Self::Inconsistent { device: *device, block: *block },
+            Self::Unexportable { device } => Self::Unexportable { device: *device },
             Self::WorkerPanicked => Self::WorkerPanicked,
             Self::OutOfRange { offset, end, region_bytes } => {
                 Self::OutOfRange { offset: *offset, end: *end, region_bytes: *region_bytes }

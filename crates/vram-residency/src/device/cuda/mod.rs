@@ -47,7 +47,7 @@ const MOST_LAUNCH_BLOCKS: usize = 1024;
 /// Most threads that read and stage.
 const MOST_THREADS: usize = 16;
 
-const UNEXPORTABLE: &str = "export memory that is not of cuMemCreate, or of a GPU that exports none";
+const UNEXPORTABLE: DeviceError = DeviceError::Unexportable { device: DeviceKind::Cuda };
 
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone, Default)]

@@ -287,8 +287,10 @@ impl Region for CudaRegion {
         let written = unsafe { self.shared.lanes.take().write(to, bytes) };
         let Some(window) = window else { return Ok(written?) };
         let closed = window.close();
-        // At the ends, and where it was open.
-        let checked = closed.and_then(|()| Ok(self.is_read_only()? && residency::is_read_only(self.context(), to)?));
+        // At the ends of the region, and at both ends of what was written, which may lie in two pages.
+        let last = to.plus((bytes.len() as u64).saturating_sub(1));
+        let is_read_only = |address| residency::is_read_only(self.context(), address);
+        let checked = closed.and_then(|()| Ok(self.is_read_only()? && is_read_only(to)? && is_read_only(last)?));
         self.read_only.store(matches!(checked, Ok(true)), Ordering::Release);
         written?;
         match checked {
@@ -299,9 +301,9 @@ impl Region for CudaRegion {
     }
 
     fn export(&self) -> Result<Export, DeviceError> {
-        let Memory::Owned(mapped) = &self.memory else { return Err(refused(UNEXPORTABLE)) };
+        let Memory::Owned(mapped) = &self.memory else { return Err(UNEXPORTABLE) };
         // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
-        let fd = mapped.export()?.ok_or_else(|| refused(UNEXPORTABLE))?;
+        let fd = mapped.export()?.ok_or(UNEXPORTABLE)?;
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
     }
 }

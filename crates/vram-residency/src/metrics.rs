@@ -137,6 +137,8 @@ pub const HANDOUT_LINGERING: &str = "vram.handout.lingering";
 pub const DEVICE_AVAILABLE: &str = "vram.device.available";
 /// Whether nothing on the device is trusted any more: 1 or 0.
 pub const DEVICE_QUARANTINED: &str = "vram.device.quarantined";
+/// 1 where this process cannot use the GPU any more: restart it.
+pub const DEVICE_LOST: &str = "vram.device.lost";
 /// Bytes that the device may hold.
 pub const DEVICE_CAPACITY: &str = "vram.device.capacity";
 /// Bytes reserved on the device.
@@ -163,6 +165,7 @@ pub(crate) struct Metrics {
     pub(crate) device_used: Gauge,
     pub(crate) device_available: Gauge,
     pub(crate) device_quarantined: Gauge,
+    pub(crate) device_lost: Gauge,
 }
 
 impl Metrics {
@@ -197,6 +200,7 @@ impl Metrics {
                 Unit::Count,
                 "1 where the device is not trusted any more.",
             ),
+            device_lost: on_device(DEVICE_LOST, Unit::Count, "1 where only a restart can use the GPU again."),
         }
     }
 }

@@ -156,8 +156,9 @@ impl fmt::Display for Violation {
                  cuMemCreate or cuMemAlloc on it"
             ),
             Self::NotReadOnly => f.write_str(
-                "the policy asks for read-only memory and this kernel or GPU driver does not give it; use a kernel with \
-                 sealable memory files (Linux 5.1 or newer), a newer GPU driver, or relax the policy",
+                "the policy asks for read-only memory, and it was not shown that writes are stopped: use a kernel with \
+                 sealable memory files (Linux 5.1 or newer), on a GPU let the write test run (vram doctor says what came \
+                 of it), or relax the policy",
             ),
             Self::HandedOutWritable => f.write_str(
                 "the policy asks for read-only memory, and who is handed a GPU's memory can write to it; keep the shard in \

@@ -172,6 +172,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Why nothing on the device can be read any more by this process, where that is so: only a new process can.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a
     /// 256-byte boundary, so that what follows a file's header can be aligned. A GPU rounds that down to a multiple of 8.
     ///

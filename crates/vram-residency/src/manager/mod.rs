@@ -157,6 +157,18 @@ impl VramManager {
         self.worker.device.cuda_facts()
     }
 
+    /// What the device is called where several of its kind are told apart, such as `cuda:0`.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        self.worker.device.name()
+    }
+
+    /// Why nothing on the device can be read any more by this process, where that is so: only a new process can.
+    #[must_use]
+    pub fn device_lost(&self) -> Option<String> {
+        self.worker.device.lost()
+    }
+
     /// How much the device may hold and holds.
     #[must_use]
     pub fn capacity(&self) -> Capacity {
@@ -377,6 +389,7 @@ impl Worker {
         self.metrics.device_used.set(capacity.used_bytes as f64);
         self.metrics.device_available.set(capacity.available_bytes() as f64);
         self.metrics.device_quarantined.set(if self.quarantined.get().is_some() { 1.0 } else { 0.0 });
+        self.metrics.device_lost.set(if self.device.lost().is_some() { 1.0 } else { 0.0 });
     }
 }
 

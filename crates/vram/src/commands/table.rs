@@ -83,12 +83,16 @@ pub(super) fn status(status: &Value, out: &Out) {
     }
     let (device, scrub, audit) = (part("device"), part("scrub"), part("audit"));
     out.line(format_args!(
-        "  device  {} {}, {} of {} used",
-        text(device, "kind"),
+        "  device  {}{} {}, {} of {} used",
+        text(device, "name"),
+        device.get("model").and_then(Value::as_str).map_or_else(String::new, |model| format!(" ({})", printable(model))),
         text(device, "uuid"),
         size(number(device, "used_bytes")),
         size(number(device, "total_bytes"))
     ));
+    if let Some(lost) = device.get("lost").and_then(Value::as_str) {
+        out.line(format_args!("          {}: {}", out.styled(Style::Red, "LOST"), printable(lost)));
+    }
     match device.get("write_test").and_then(Value::as_str) {
         None | Some("refused") => {}
         Some(outcome) => {

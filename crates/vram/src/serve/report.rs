@@ -40,10 +40,16 @@ pub(crate) struct StatusView {
 pub(crate) struct DeviceView {
     #[serde(flatten)]
     pub(crate) info: DeviceInfo,
+    /// Such as `cuda:0`.
+    pub(crate) name: String,
+    /// A GPU's, as its driver has it.
+    pub(crate) model: Option<String>,
     pub(crate) total_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) available_bytes: u64,
     pub(crate) quarantined: Option<String>,
+    /// Why only a restart can use it again.
+    pub(crate) lost: Option<String>,
     /// What a store into its sealed memory came to, where it is a GPU.
     #[serde(flatten)]
     pub(crate) write_test: Option<WriteTest>,

@@ -236,6 +236,10 @@ impl Device for CudaDevice {
         true
     }
 
+    fn lost(&self) -> Option<String> {
+        self.shared.context.lost().map(|error| error.to_string())
+    }
+
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
         Ok(Box::new(CudaRegion::allocate(&self.shared, bytes, lead_bytes)?))
     }
@@ -273,11 +277,15 @@ impl Shared {
 
 /// The device has what regions are made with.
 fn require_virtual_memory(driver: &Driver, device: Ordinal, ordinal: u32) -> Result<(), CudaError> {
-    if driver.attribute(DeviceAttribute::VirtualMemoryManagement, device)? == 1 {
+    let what = if driver.attribute(DeviceAttribute::ComputeCapabilityMajor, device)? < 7 {
+        "compute capability 7.0 (Volta, 2017) or newer"
+    } else if driver.attribute(DeviceAttribute::VirtualMemoryManagement, device)? != 1 {
+        "virtual memory management"
+    } else {
         return Ok(());
-    }
+    };
     let device = format!("cuda:{ordinal} ({})", driver.device_name(device)?).into();
-    Err(CudaError::Unsupported { device, what: "virtual memory management" })
+    Err(CudaError::Unsupported { device, what })
 }
 
 fn refused(step: &'static str) -> DeviceError {

@@ -58,10 +58,13 @@ impl Registry {
             require_approval: self.require_approval,
             device: DeviceView {
                 info: self.manager.device(),
+                name: self.manager.device_name(),
+                model: self.manager.cuda_facts().map(|facts| facts.name.clone()),
                 total_bytes: capacity.total_bytes,
                 used_bytes: capacity.used_bytes,
                 available_bytes: capacity.available_bytes(),
                 quarantined: self.manager.device_quarantined().map(str::to_owned),
+                lost: self.manager.device_lost(),
                 write_test: self.manager.cuda_facts().map(|facts| facts.write_test.clone()),
             },
             scrub: self.scrubber.status(),
@@ -92,6 +95,10 @@ impl Registry {
         drop(places);
         if let TrailHealth::Failing(reason) = self.manager.trail().health() {
             reasons.push(format!("nothing is recorded: {reason}"));
+        }
+        // First: nothing else can be mended before.
+        if let Some(reason) = self.manager.device_lost() {
+            reasons.insert(0, reason);
         }
         if let Some(reason) = self.manager.device_quarantined() {
             reasons.push(format!("the device is quarantined: {reason}"));

@@ -52,9 +52,17 @@ impl Context {
     /// # Errors
     /// [`CudaError::Lost`] from the moment that any call found the context dead: without asking the driver again.
     pub(in crate::device::cuda) fn enter(&self) -> Result<Current<'_>, CudaError> {
+        match self.lost() {
+            None => self.push(),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// How the context died, where it did.
+    pub(in crate::device::cuda) fn lost(&self) -> Option<CudaError> {
         match self.lost.load(Ordering::Acquire) {
-            0 => self.push(),
-            lost => Err(self.driver.lost("answer, and it was lost before that", lost)),
+            0 => None,
+            code => Some(self.driver.lost("be used", code)),
         }
     }
 

@@ -25,13 +25,19 @@ class Access(ctypes.Structure):  # CUmemAccessDesc: a device, by type and number
 
 class Driver:
     def __init__(self):
-        self.library = ctypes.CDLL("libcuda.so.1")
+        try:
+            self.library = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise OSError(f"NVIDIA's driver cannot be loaded: {error}; install it, or show it to this container")
         self("cuInit", 0)
 
     def __call__(self, name, *arguments):
         """A call of the driver; numbers that are no pointers are handed over as 64 bits."""
         plain = [ctypes.c_uint64(value) if isinstance(value, int) else value for value in arguments]
-        answer = self.library[name](*plain)
+        try:
+            answer = self.library[name](*plain)
+        except AttributeError:
+            raise OSError(f"this driver has no {name}; update it")
         if answer:
             raise OSError(f"{name} answered {answer}; see CUresult in NVIDIA's documentation of the driver")
 
@@ -51,12 +57,14 @@ class Driver:
 
 
 class Mapped:
-    """A shard's memory, mapped for reading only in the GPU's primary context, which frameworks use too, until `close`."""
+    """A shard's memory, mapped for reading only in the GPU's primary context, which frameworks use too, until `close`.
+
+    It keeps the connection, with which the lease ends: dropping it without `close` gives the lease up before the mapping."""
 
     access = READ
 
-    def __init__(self, file, attached):
-        self.driver, self.undo, self.shape = Driver(), [], (attached["shard"]["bytes"],)
+    def __init__(self, daemon, driver, file, attached):
+        self.daemon, self.driver, self.undo, self.shape = daemon, driver, [], (attached["shard"]["bytes"],)
         try:
             self.map(file, attached["device"], attached["allocation_bytes"], attached["offset"])
         except OSError:
@@ -67,6 +75,8 @@ class Mapped:
 
     def map(self, file, uuid, size, offset):
         driver = self.driver
+        if offset + self.shape[0] > size:
+            raise OSError(f"the daemon offers {size} bytes for {self.shape[0]} at {offset}; report this defect")
         self.device = driver.find(uuid)
         self.context = driver.get("cuDevicePrimaryCtxRetain", self.device)
         self.undo.append(("cuDevicePrimaryCtxRelease_v2", self.device))
@@ -97,19 +107,27 @@ class Mapped:
             yield piece.raw
 
     def close(self):
-        """Unmaps it. On the thread that made it, once the GPU has done its work on it."""
+        """Unmaps it, and gives the lease back. On the thread that made it, once the GPU has done its work on it."""
         while self.undo:
             self.driver(*self.undo.pop())
+        self.daemon.socket.close()
 
 
 class Daemon(HostDaemon):
     version = 2
 
     def attach(self, shard, mapped=Mapped):
-        """The shard, mapped, and its tensors. The lease ends with the connection."""
+        """The shard, mapped, and its tensors: one for each connection, with which the lease ends."""
+        driver = Driver()  # First: from the moment that a descriptor leaves, the daemon calls the shard's protection advisory.
         attached, file = self.ask(type="attach-cuda", shard=shard)
-        tensors, _ = self.receive()
-        return mapped(file, attached), attached, tensors["tensors"]
+        if file is None:
+            raise OSError("the daemon sent no descriptor; report this defect")
+        try:
+            tensors, _ = self.receive()
+        except OSError:
+            os.close(file)
+            raise
+        return mapped(self, driver, file, attached), attached, tensors["tensors"]
 
 
 def main(path, shard):

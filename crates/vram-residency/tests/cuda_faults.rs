@@ -7,9 +7,10 @@ mod support;
 
 use cuda_emulator::{Emulator, Fault, Plan};
 use gpu::{memory, try_manager};
-use support::{disk_dir, id};
-use vram_residency::digest::BLOCK_BYTES;
-use vram_residency::{Error, Policy, SealedShard, ShardState, VramManager};
+use support::{disk_dir, events, id, names};
+use vram_residency::digest::{BLOCK_BYTES, Digest, Expected};
+use vram_residency::model::{Format, ModelFile};
+use vram_residency::{Error, Policy, SealRequest, SealedShard, ShardState, VramManager};
 
 const WEIGHTS: &[u8] = &[0x5a; (BLOCK_BYTES + 700) as usize];
 
@@ -126,5 +127,41 @@ fn a_driver_call_that_always_fails_leaves_nothing_behind() {
     assert!(names.len() > 40, "{names:?}");
     for name in names {
         with(Fault::fail_forever(&name, 1, 304));
+    }
+}
+
+/// A kernel that is never run, of which the driver says nothing: what is left of the last time is not taken for its values.
+#[test]
+fn work_that_is_silently_not_done_is_no_check_and_no_seal() {
+    let bytes = vec![7_u8; 5000];
+    let mut other = bytes.clone();
+    other[100] = 9;
+    for kernel in [1, 2] {
+        let emulator = Emulator::lock(Plan::default());
+        let dir = disk_dir();
+        let manager = gpu::manager(dir.path());
+        let omit = || {
+            let launches: u64 = emulator.report().launches.values().sum();
+            emulator.add_faults(vec![Fault::Asynchronous { nth: launches + kernel, code: 0 }]);
+        };
+        let shard = manager.seal_model(id("shard"), "model", &bytes).unwrap();
+        manager.verify_sealed(&shard).unwrap();
+        // Nothing is wrong with the bytes: a second reading says so.
+        omit();
+        manager.verify_sealed(&shard).unwrap();
+        assert!(names(&events(dir.path())).contains(&"MismatchNotConfirmed"));
+        assert!(emulator.flip(&memory(1), 100, 3));
+        omit();
+        assert!(matches!(manager.verify_sealed(&shard), Err(Error::SealVerificationFailed { .. })), "kernel {kernel}");
+        drop(shard);
+
+        // The right bytes were here before; these are others.
+        drop(manager.seal_model(id("again"), "model", &bytes).unwrap());
+        let file = dir.path().join("other.bin");
+        std::fs::write(&file, &other).unwrap();
+        let file = ModelFile::open(&file, Some(Format::Raw)).unwrap();
+        omit();
+        let request = SealRequest::new(id("other"), "model").expecting(Expected::Blake3(Digest::of(&bytes)));
+        assert!(manager.seal_file(&file, &request).is_err(), "kernel {kernel}: other bytes under the expected digest");
     }
 }

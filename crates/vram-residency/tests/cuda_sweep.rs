@@ -97,8 +97,8 @@ fn the_next_launch_is_with_the_driver_while_the_last_is_told_of() {
     let (regions, _) = regions(&device, &[6 << 20, 1, 2]);
     let mut under_way = Vec::new();
     device.hash_regions(&borrowed(&regions), &mut |_, _, _| under_way.push(emulator.report().pending)).unwrap();
-    // Two copies, two kernels and three marks a launch. The last launch is of two regions.
-    assert_eq!(under_way, [7, 7, 7, 0, 0]);
+    // Two copies, two wipes, two kernels and three marks a launch. The last launch is of two regions.
+    assert_eq!(under_way, [9, 9, 9, 0, 0]);
 }
 
 /// Launches of the largest size, more regions than a table had room for, and regions of about a launch's length.

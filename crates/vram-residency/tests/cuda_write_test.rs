@@ -134,7 +134,12 @@ fn what_shows_nothing_is_called_not_run_with_the_reason() {
 #[test]
 fn nothing_is_tried_where_gpus_are_shared_through_mps() {
     let folder = disk_dir();
+    // A file that anybody could have put there is no sign of it.
     std::fs::write(folder.path().join("control"), "").unwrap();
+    let mut command = child(&Plan::default());
+    assert!(WriteTest::in_child(command.env("CUDA_MPS_PIPE_DIRECTORY", folder.path()), LONG).is_refused());
+    std::fs::remove_file(folder.path().join("control")).unwrap();
+    let _door = std::os::unix::net::UnixListener::bind(folder.path().join("control")).unwrap();
     let mut command = child(&Plan::default());
     let WriteTest::NotRun(reason) = WriteTest::in_child(command.env("CUDA_MPS_PIPE_DIRECTORY", folder.path()), LONG)
     else {

@@ -28,8 +28,10 @@ pub(crate) fn only_one(choice: &DeviceChoice) -> Result<(), Failure> {
 }
 
 fn several() -> Failure {
-    Failure::usage("vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket, --attach-socket, \
-         --listen and --audit-dir")
+    Failure::usage(
+        "vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket, --attach-socket, \
+         --listen and --audit-dir",
+    )
 }
 
 /// Finds the devices that were asked for, and begins their write test where that is wanted. Somebody who asked for a GPU is

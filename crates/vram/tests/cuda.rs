@@ -258,7 +258,7 @@ fn without_the_write_test_nothing_is_stored_and_the_reason_is_said() {
     // On a GPU that is shared by way of MPS it would end others' work.
     let folder = home.path("mps");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("control"), "").unwrap();
+    let _door = std::os::unix::net::UnixListener::bind(folder.join("control")).unwrap();
     let report = home.json(["seal", &model(&home), "--device", "cuda:0"]);
     assert!(text(&report["shards"][0]["write_test_detail"]).contains("MPS"), "{report}");
 

@@ -45,6 +45,8 @@ impl AttachedCuda {
         if connection.version() < 2 {
             return Err(ClientError::OldDaemon);
         }
+        // First: from the moment that a descriptor leaves, the daemon calls the shard's protection advisory.
+        ImportedRegion::can_be_opened()?;
         let (first, second) = connection.ask_for_two(request)?;
         let Answer::AttachedCuda(attached) = first.answer else { return Err(unexpected(&first.answer)) };
         let Message { lease, device, allocation_bytes, offset, shard, seal } = *attached;

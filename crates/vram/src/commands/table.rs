@@ -85,7 +85,10 @@ pub(super) fn status(status: &Value, out: &Out) {
     out.line(format_args!(
         "  device  {}{} {}, {} of {} used",
         text(device, "name"),
-        device.get("model").and_then(Value::as_str).map_or_else(String::new, |model| format!(" ({})", printable(model))),
+        device
+            .get("model")
+            .and_then(Value::as_str)
+            .map_or_else(String::new, |model| format!(" ({})", printable(model))),
         text(device, "uuid"),
         size(number(device, "used_bytes")),
         size(number(device, "total_bytes"))

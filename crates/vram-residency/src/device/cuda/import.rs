@@ -61,6 +61,14 @@ impl ImportedRegion {
         Ok(region)
     }
 
+    /// Whether this process has a driver that shows GPUs at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn can_be_opened() -> Result<(), CudaError> {
+        Driver::load(None)?.device(0).map(drop)
+    }
+
     /// Where the region's first byte is, in the primary context's address space.
     fn start(&self) -> Address {
         self.mapped.start().plus(self.offered.offset)

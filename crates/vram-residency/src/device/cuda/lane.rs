@@ -203,6 +203,11 @@ impl<'a> Flight<'a> {
         let bytes = count.saturating_mul(SEGMENT_BYTES);
         // SAFETY: both buffers are of this size at least, and stay alone until the launch is waited for.
         unsafe { slot.table.copy_to(slot.segments.start(), bytes, stream) }?;
+        // What a kernel that is never run would leave must not be the right values of the last time.
+        // SAFETY: both buffers have room for so many blocks, and the stream's order keeps the launch before this one out.
+        unsafe { stream.wipe(scratch.start(), blocks.saturating_mul(SCRATCH_PER_BLOCK)) }?;
+        // SAFETY: as above; they are this slot's, of which no launch is under way.
+        unsafe { stream.wipe(slot.values.start(), blocks.saturating_mul(VALUE_BYTES)) }?;
         slot.began.record(stream)?;
         let launch = Launch {
             segments: slot.segments.start(),

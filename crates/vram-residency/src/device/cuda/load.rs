@@ -17,7 +17,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
 use crate::device::crew::{Crew, Panicked};
-use crate::device::{DeviceError, Fill};
+use crate::device::{DeviceError, DeviceKind, Fill};
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 
 /// Blocks of a staging buffer: large enough for a copy to run at the link's speed.
@@ -163,6 +163,8 @@ impl<'a> Filling<'a> {
         let _current = context.enter()?;
         // SAFETY: as long as the table, which is there until the copy was waited for.
         let asked = unsafe { loader.hash.copy_to_device(segments.start(), table.as_ptr(), table.len()) };
+        // SAFETY: the buffer is of that size, and the wait ends it; what is not hashed stays no value.
+        let asked = asked.and(unsafe { loader.hash.wipe(values.start(), values.bytes()) });
         let waited = loader.hash.wait("copy to the GPU");
         asked.and(waited)?;
         let (order, failed, failure) = (Mutex::default(), AtomicBool::new(false), Mutex::new(None));
@@ -218,6 +220,9 @@ impl<'a> Filling<'a> {
             values: self.values.start().plus(offset(VALUE_BYTES, blocks.start)),
             key: None,
         };
+        // What a kernel that is never run would leave must not be the values of an earlier piece or load.
+        // SAFETY: the scratch memory is this stream's, in whose order it is used, and has room for a piece.
+        unsafe { self.loader.hash.wipe(self.loader.scratch.start(), self.loader.scratch.bytes()) }?;
         // SAFETY: the segment is of the caller's region, whose bytes of these blocks are copied before; launches of one
         // stream use the scratch memory one after the other; there is a value for each block.
         unsafe { self.kernels.hash(self.variant, &self.loader.hash, launch) }?;
@@ -234,7 +239,11 @@ impl<'a> Filling<'a> {
         }
         copied?;
         let (results, _) = results.as_chunks::<VALUE_BYTES>();
-        for (value, result) in values.iter_mut().zip(results) {
+        for ((block, value), result) in (0_u64..).zip(values).zip(results) {
+            // No bytes have that value.
+            if *result == [0; VALUE_BYTES] {
+                return Err(DeviceError::Inconsistent { device: DeviceKind::Cuda, block });
+            }
             *value = BlockValue::from_bytes(*result);
         }
         Ok(())

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::fmt;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -124,7 +125,14 @@ fn shared(how: &str) -> WriteTest {
 fn shared_by() -> Option<PathBuf> {
     let (variable, default) = SHARED_BY;
     let folder = std::env::var_os(variable).map_or_else(|| default.into(), PathBuf::from);
-    Some(folder.join("control")).filter(|control| control.exists())
+    Some(folder.join("control")).filter(|control| is_door(control))
+}
+
+/// Whether it is what that service makes: a pipe or a socket, of its own or the system's user. Anybody can put a file there.
+fn is_door(control: &Path) -> bool {
+    let Ok(found) = std::fs::metadata(control) else { return false };
+    let (kind, owner) = (found.file_type(), found.uid());
+    (kind.is_fifo() || kind.is_socket()) && (owner == 0 || owner == rustix::process::geteuid().as_raw())
 }
 
 fn try_out(library: Option<&Path>, ordinal: u32) -> Result<WriteTest, CudaError> {

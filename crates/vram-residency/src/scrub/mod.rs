@@ -86,7 +86,11 @@ impl ScrubOptions {
         if let Some(recheck) = self.recheck
             && !(*PERIODS.start()..=self.period).contains(&recheck)
         {
-            return refuse("recheck", &format!("{recheck:?}"), "between 100 ms and the period");
+            return refuse(
+                "recheck",
+                &format!("{recheck:?}, of a period of {:?}", self.period),
+                "between 100 ms and the period",
+            );
         }
         if !self.budget.is_sound() {
             return refuse("budget", &self.budget, "a share above 0 % and at most 100 %, or a speed");

@@ -39,7 +39,7 @@ pub struct SealRequest<'a> {
     pub approval: Option<Approval<'a>>,
     /// Told of bytes that arrived.
     pub progress: Option<Progress<'a>>,
-    /// Asked whether to stop while a file is read, and before each fingerprint for re-checks; it is then given up and nothing
+    /// Asked whether to stop while a file is read, and after each fingerprint for re-checks; it is then given up and nothing
     /// of it stays resident.
     pub cancelled: Option<Cancelled<'a>>,
 }

@@ -2,11 +2,12 @@
 //!
 //! `docs/kernels.md`, section 3, defines it, and says what it guarantees and what not. In short: two different contents have
 //! the same fingerprint with a probability of at most 2^-128, as long as whoever chose them had not seen the key. So each key
-//! is drawn by chance, its fingerprint is taken while the content is trusted, both stay on the host, and it is used once.
+//! is drawn by chance, its fingerprint is taken while the content is trusted, and it is used for one check. The device computes
+//! both, so it has each key twice, and between the two only the host has it.
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
@@ -26,14 +27,13 @@ const CONTEXT: &str = "vram-residency fingerprint key v1";
 pub struct FingerprintKey([u8; 32]);
 
 impl FingerprintKey {
-    /// A key that nobody has seen.
+    /// Becomes a key that nobody has seen, where it lies: a secret that is moved leaves a copy behind.
     ///
     /// # Errors
     /// The system has no random numbers.
-    pub fn random() -> io::Result<Self> {
-        let mut key = Self([0; 32]);
-        let got = rustix::rand::getrandom(&mut key.0, rustix::rand::GetRandomFlags::empty())?;
-        if got == key.0.len() { Ok(key) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    fn draw(&mut self) -> io::Result<()> {
+        let got = rustix::rand::getrandom(&mut self.0, rustix::rand::GetRandomFlags::empty())?;
+        if got == self.0.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// The key of a secret. For tests and other implementations: what is used twice, or was seen, is none.
@@ -105,62 +105,135 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// A key that is still to be used, and the fingerprint that a region had under it while it was trusted.
+/// A key that is still to be used, and the fingerprint that a region had under it when it was drawn.
 pub(crate) struct Spare {
     pub(crate) key: FingerprintKey,
     pub(crate) expected: Fingerprint,
 }
 
-/// The keys that a shard still has. Each is used once.
+impl Spare {
+    /// A place for one.
+    const fn empty() -> Self {
+        Self { key: FingerprintKey([0; 32]), expected: Fingerprint([0; 32]) }
+    }
+
+    fn wipe(&mut self) {
+        self.key.0.zeroize();
+        self.expected.0.zeroize();
+    }
+}
+
+/// No key could be drawn.
+#[derive(Debug)]
+pub(crate) enum NotDrawn<E> {
+    /// The system has no random numbers.
+    Random(io::Error),
+    /// What the taking of its fingerprint answered.
+    Taken(E),
+}
+
+/// The keys that a shard still has. Each is used for one check.
+///
+/// They are drawn one by one, and are good for nothing until a hash of every byte has vouched for all of their fingerprints.
 #[derive(Default)]
 pub(crate) struct Spares {
     kept: Mutex<Kept>,
-    /// The same as what `kept` holds; read without waiting for a check that is under way.
+    /// How many may be used; read without waiting for a check that is under way.
     left: AtomicU32,
+    /// How often the bytes were not to be relied on.
+    doubts: AtomicU64,
 }
 
 #[derive(Default)]
 struct Kept {
+    /// As long as needed from the start, and filled where it lies.
     spares: Box<[Spare]>,
+    /// How many of them were drawn.
+    drawn: usize,
     /// How many of them were used.
     used: usize,
+    /// Whether they may be used.
+    vouched: bool,
+    /// Doubts before the first was drawn.
+    doubts: u64,
 }
 
 impl Spares {
-    pub(crate) fn new(spares: Vec<Spare>) -> Self {
-        let kept = Self::default();
-        kept.replace(spares);
-        kept
-    }
-
-    /// Takes these instead of what was left.
-    pub(crate) fn replace(&self, spares: Vec<Spare>) {
-        let mut kept = self.kept();
-        *kept = Kept { spares: spares.into_boxed_slice(), used: 0 };
-        self.count(&kept);
-    }
-
     /// How many keys are left.
     pub(crate) fn left(&self) -> u32 {
         self.left.load(Ordering::Acquire)
+    }
+
+    /// The bytes are not to be relied on now: what was drawn and is not vouched for never will be.
+    pub(crate) fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Draws the next of `count` keys, and has the region's fingerprint taken with it. False where all are drawn, or the device
+    /// takes none. What was drawn before a doubt, or is in use, is wiped first, and the drawing begins anew.
+    pub(crate) fn draw<E>(
+        &self,
+        count: u16,
+        take: impl FnOnce(&FingerprintKey) -> Result<Option<Fingerprint>, E>,
+    ) -> Result<bool, NotDrawn<E>> {
+        let mut kept = self.kept();
+        let doubts = self.doubts.load(Ordering::Acquire);
+        if kept.vouched || kept.doubts != doubts || kept.spares.is_empty() {
+            let spares = (0..count).map(|_| Spare::empty()).collect();
+            *kept = Kept { spares, doubts, ..Kept::default() };
+            self.count(&kept);
+        }
+        let next = kept.drawn;
+        let Some(spare) = kept.spares.get_mut(next) else { return Ok(false) };
+        spare.key.draw().map_err(NotDrawn::Random)?;
+        match take(&spare.key) {
+            Ok(Some(taken)) => spare.expected.0.copy_from_slice(&taken.0),
+            Ok(None) => {
+                *kept = Kept::default();
+                return Ok(false);
+            }
+            Err(error) => {
+                spare.wipe();
+                return Err(NotDrawn::Taken(error));
+            }
+        }
+        kept.drawn = next.saturating_add(1);
+        Ok(true)
+    }
+
+    /// Whether any key is drawn.
+    pub(crate) fn has_drawn(&self) -> bool {
+        self.kept().drawn > 0
+    }
+
+    /// Every byte was hashed after the last key was drawn, and is as sealed: they may be used, if nobody
+    /// doubted that since the first was drawn.
+    pub(crate) fn vouch(&self) {
+        let mut kept = self.kept();
+        if kept.doubts == self.doubts.load(Ordering::Acquire) && kept.drawn == kept.spares.len() {
+            kept.vouched = true;
+            self.count(&kept);
+        }
     }
 
     /// Uses the next key, whatever comes of that: it is used up before it is used, and wiped afterwards. None where none is
     /// left. Allocates nothing.
     pub(crate) fn with_next<T>(&self, use_up: impl FnOnce(&Spare) -> T) -> Option<T> {
         let mut kept = self.kept();
+        if !kept.vouched {
+            return None;
+        }
         let next = kept.used;
         kept.used = next.saturating_add(1).min(kept.spares.len());
         self.count(&kept);
         let spare = kept.spares.get_mut(next)?;
         let outcome = use_up(spare);
-        spare.key.0.zeroize();
-        spare.expected.0.zeroize();
+        spare.wipe();
         Some(outcome)
     }
 
     fn count(&self, kept: &Kept) {
-        let left = kept.spares.len().saturating_sub(kept.used);
+        let left = if kept.vouched { kept.spares.len().saturating_sub(kept.used) } else { 0 };
         self.left.store(u32::try_from(left).unwrap_or(u32::MAX), Ordering::Release);
     }
 
@@ -204,23 +277,62 @@ pub(crate) const ZEROS: u64 = 16;
 mod tests {
     use super::*;
 
-    fn spare(number: u8) -> Spare {
-        Spare { key: FingerprintKey::from_secret([number; 32]), expected: Fingerprint::from_bytes([number; 32]) }
+    /// Draws so many keys, and says what they are.
+    fn draw(spares: &Spares, count: u16) -> Vec<[u8; 32]> {
+        let mut keys = Vec::new();
+        let mut take = |key: &FingerprintKey| {
+            keys.push(key.0);
+            Ok::<_, ()>(Some(Fingerprint([keys.len() as u8; 32])))
+        };
+        while spares.draw(count, &mut take).unwrap() {
+            assert_eq!((spares.left(), spares.with_next(|_| ()).is_none()), (0, true), "nothing vouched for it yet");
+        }
+        keys
     }
 
     #[test]
     fn a_key_is_used_once_also_where_its_use_panics() {
-        let spares = Spares::new((1..=3).map(spare).collect());
-        assert_eq!((spares.left(), spares.with_next(|spare| spare.key.0[0])), (3, Some(1)));
+        let spares = Spares::default();
+        let keys = draw(&spares, 3);
+        spares.vouch();
+        let used = || spares.with_next(|spare| (spare.key.0, spare.expected.0[0]));
+        assert_eq!((spares.left(), used()), (3, Some((keys[0], 1))));
         let panicked =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| spares.with_next(|_| panic!("a defect"))));
         assert!(panicked.is_err());
-        assert_eq!((spares.left(), spares.with_next(|spare| spare.key.0[0])), (1, Some(3)));
-        assert_eq!((spares.left(), spares.with_next(|spare| spare.key.0[0])), (0, None));
-        spares.replace(vec![spare(9)]);
-        assert_eq!((spares.left(), spares.with_next(|spare| spare.key.0[0])), (1, Some(9)));
+        assert_eq!((spares.left(), used()), (1, Some((keys[2], 3))));
+        assert_eq!((spares.left(), used()), (0, None));
+        let more = draw(&spares, 1);
+        spares.vouch();
+        assert!(!keys.contains(&more[0]) && keys[0] != keys[1]);
+        assert_eq!((spares.left(), used()), (1, Some((more[0], 1))));
         let kept = spares.kept();
         assert!(kept.spares.iter().all(|spare| spare.key.0 == [0; 32] && spare.expected.0 == [0; 32]), "wiped");
+    }
+
+    /// A fingerprint of what was damaged must not be vouched for by a hash of what was repaired.
+    #[test]
+    fn what_was_drawn_before_a_doubt_is_never_used() {
+        let spares = Spares::default();
+        let old = draw(&spares, 2);
+        spares.doubt();
+        spares.vouch();
+        assert_eq!(spares.left(), 0);
+        let new = draw(&spares, 2);
+        assert!(new.len() == 2 && new.iter().all(|key| !old.contains(key)), "from the start");
+        // Half of them are none.
+        let other = Spares::default();
+        let take = |_: &FingerprintKey| Ok::<_, ()>(Some(Fingerprint([1; 32])));
+        assert!(other.draw(2, take).unwrap());
+        other.vouch();
+        assert_eq!(other.left(), 0);
+        // A key whose fingerprint was not to be had is as good as seen.
+        assert!(matches!(other.draw(2, |_| Err(())), Err(NotDrawn::Taken(()))));
+        assert_eq!(other.kept().spares[1].key.0, [0; 32]);
+        spares.vouch();
+        // Those that are vouched for serve on: the sealed bytes are there again, or they tell.
+        spares.doubt();
+        assert_eq!(spares.with_next(|spare| spare.key.0), Some(new[0]));
     }
 
     #[test]
@@ -237,6 +349,5 @@ mod tests {
         assert_eq!(tag_key(&one)[..], one[WORDS_BYTES..]);
         let said = format!("{:?} {:?}", FingerprintKey::from_secret([7; 32]), Fingerprint::from_bytes([7; 32]));
         assert_eq!(said, "FingerprintKey Fingerprint");
-        assert_ne!(FingerprintKey::random().unwrap().0, FingerprintKey::random().unwrap().0);
     }
 }

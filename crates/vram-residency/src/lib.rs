@@ -85,8 +85,8 @@ pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
 pub use loader::{Cancelled, Progress};
 pub use manager::{
-    HandoutEvent, ManagerOptions, NotResealed, NotUnsealed, RECHECK_KEYS, Rechecked, RepairReport, SealRequest,
-    ServiceEvent, Unsealed, Verified, VramManager,
+    HandoutEvent, MOST_RECHECK_KEYS, ManagerOptions, NotResealed, NotUnsealed, RECHECK_KEYS, Rechecked, RepairReport,
+    SealRequest, ServiceEvent, Unsealed, Verified, VramManager,
 };
 pub use policy::Policy;
 pub use shard::{SealedShard, ShardState};

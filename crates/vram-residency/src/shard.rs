@@ -201,6 +201,9 @@ impl Shard {
         if state.is_lapse() && !before.is_lapse() {
             self.lapses.fetch_add(1, Ordering::AcqRel);
         }
+        if !matches!(state, ShardState::Sealed | ShardState::Verified) {
+            self.spares.doubt();
+        }
     }
 
     /// Sets a state whose record was given to the log after so many others had been lost. Any loss from then on may be

@@ -23,7 +23,7 @@ fn a_verify_a_recheck_or_a_sweep_on_a_gpu_allocates_nothing() {
     let emulator = Emulator::lock(Plan::default());
     let dir = disk_dir();
     let manager = gpu::manager(dir.path());
-    manager.keep_recheck_keys(25);
+    manager.keep_recheck_keys(25).unwrap();
     let shard = manager.seal_model(id("shard"), "model", &[7; (9 << 20) + 5]).unwrap();
     for _ in 0..20 {
         manager.verify_sealed(&shard).unwrap();

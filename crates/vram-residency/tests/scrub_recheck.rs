@@ -13,9 +13,12 @@ use common::MemVfs;
 use sim::{Rules, SimClock, SimDevice};
 use support::{WORKER, host, id, key};
 use vram_residency::audit::AuditTrail;
+use vram_residency::model::{Format, ModelFile};
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
-use vram_residency::{Error, ManagerOptions, Policy, Rechecked, SealedShard, ShardState, VramManager};
+use vram_residency::{
+    Error, MOST_RECHECK_KEYS, ManagerOptions, Policy, Rechecked, SealRequest, SealedShard, ShardState, VramManager,
+};
 
 const PERIOD: Duration = Duration::from_secs(60);
 const RECHECK: Duration = Duration::from_secs(2);
@@ -82,7 +85,7 @@ impl Lab {
 #[test]
 fn every_shard_is_rechecked_in_time_and_the_scrub_goes_on_beside_that() {
     let lab = Lab::new(OnFailure::FailClosed);
-    lab.manager.keep_recheck_keys(100);
+    lab.manager.keep_recheck_keys(100).unwrap();
     let scrubber = lab.scrubber(Budget::Unlimited);
     let shards = [lab.seal(&vec![1; 5 * MIB + 1]), lab.seal(&[2; 300])];
     shards.iter().for_each(|shard| scrubber.watch(shard, None));
@@ -113,7 +116,7 @@ fn every_shard_is_rechecked_in_time_and_the_scrub_goes_on_beside_that() {
 #[test]
 fn damage_is_found_within_a_recheck_and_repaired_in_the_right_block() {
     let lab = Lab::new(OnFailure::Repair);
-    lab.manager.keep_recheck_keys(16);
+    lab.manager.keep_recheck_keys(16).unwrap();
     let scrubber = lab.scrubber(Budget::Unlimited);
     let good: Arc<[u8]> = (0..40 * MIB).map(|at| (at % 251) as u8).collect();
     let shard = lab.seal(&good);
@@ -136,7 +139,7 @@ fn damage_is_found_within_a_recheck_and_repaired_in_the_right_block() {
 #[test]
 fn a_lie_about_a_fingerprint_is_on_record_and_changes_nothing_else() {
     let lab = Lab::new(OnFailure::FailClosed);
-    lab.manager.keep_recheck_keys(16);
+    lab.manager.keep_recheck_keys(16).unwrap();
     let scrubber = lab.scrubber(Budget::Unlimited);
     let shard = lab.seal(&vec![3; MIB]);
     lab.rules.lie_once();
@@ -152,7 +155,7 @@ fn a_lie_about_a_fingerprint_is_on_record_and_changes_nothing_else() {
 #[test]
 fn the_budget_bounds_rechecks_too() {
     let lab = Lab::new(OnFailure::FailClosed);
-    lab.manager.keep_recheck_keys(1000);
+    lab.manager.keep_recheck_keys(1000).unwrap();
     let shard = lab.seal(&vec![3; 8 * MIB]);
     // At 1 MiB/s a re-check of 8 MiB is rested for 8 s, and a pass of the scrub takes as long: 15 of both in 120 s.
     let scrubber = lab.scrubber(Budget::BytesPerSecond((1_u64 << 20).try_into().unwrap()));
@@ -167,6 +170,117 @@ fn the_budget_bounds_rechecks_too() {
     assert!(status.blocks >= 8, "and the scrub goes on: {status:?}");
 }
 
+/// A refill of 16 keys is read in 17 passes, which a budget of 8 s a pass rests for 136 s: longer than a block may wait.
+#[test]
+fn a_refill_makes_nobody_late_and_is_rested_for_as_far_as_it_was_read() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    lab.manager.keep_recheck_keys(16).unwrap();
+    let speed = 5_u64 << 18;
+    let mut options = ScrubOptions::default();
+    (options.period, options.recheck, options.seed) = (PERIOD, Some(PERIOD / 2), Some(7));
+    options.budget = Budget::BytesPerSecond(speed.try_into().unwrap());
+    let scrubber = Scrubber::manual(&lab.manager, options).unwrap();
+    let shards = [lab.seal(&vec![1; 10 * MIB]), lab.seal(&[2; 300])];
+    shards.iter().for_each(|shard| scrubber.watch(shard, None));
+    let (mut oldest, mut failed_at, mut refills, mut keys) = (Duration::ZERO, None, 0, 16);
+    let end = lab.clock.now() + Duration::from_secs(2400);
+    while lab.clock.now() < end {
+        let (before, drawn) = (lab.rules.bytes_read(), lab.rules.fingerprints().len());
+        let mut rest = scrubber.tick();
+        let read = lab.rules.bytes_read() - before;
+        if rest.is_none() && read > 0 {
+            rest = scrubber.tick();
+            let wanted = Duration::from_nanos(read * 1_000_000_000 / speed);
+            assert_eq!(rest.unwrap_or_default(), wanted, "what was read, and nothing else");
+            assert!(read <= shards[0].bytes(), "one pass at a time");
+            oldest = shards.iter().map(SealedShard::oldest_age).max().unwrap().max(oldest);
+            // In the middle of the second refill.
+            let is_drawing = shards[0].recheck_keys() == 0 && lab.rules.fingerprints().len() > drawn;
+            if refills == 1 && failed_at.is_none() && is_drawing {
+                lab.rules.fail_once();
+                failed_at = Some(lab.clock.now());
+            }
+            refills += u32::from(keys == 0 && shards[0].recheck_keys() == 16);
+            keys = shards[0].recheck_keys();
+        }
+        let is_failing = failed_at.is_some_and(|at| lab.clock.now() < at + PERIOD);
+        assert!(is_failing || shards[0].state() != ShardState::Unverified, "at {:?}", lab.clock.now());
+        scrubber.look();
+        if let Some(rest) = rest {
+            lab.clock.advance(rest.clamp(Duration::from_millis(1), Duration::from_millis(50)));
+        }
+    }
+    assert!(refills >= 3 && failed_at.is_some(), "{refills}");
+    assert!(oldest < PERIOD + Duration::from_secs(17), "two passes behind at most: {oldest:?}");
+    let events = lab.events();
+    let counted = |name: &str| events.iter().filter(|event| *event == name).count();
+    assert_eq!((counted("SealVerificationFailed"), counted("VerificationLate")), (1, 0));
+    assert!(counted("FingerprintMatched") >= 2 * 16 * 3);
+}
+
+/// Keys are drawn while a block is damaged that is repaired before they are vouched for: the same damage must not match later.
+#[test]
+fn fingerprints_of_damaged_bytes_are_not_kept_where_a_repair_comes_between() {
+    let lab = Lab::new(OnFailure::Repair);
+    lab.manager.keep_recheck_keys(2).unwrap();
+    let scrubber = lab.scrubber(Budget::Unlimited);
+    let good = vec![3; 2 * MIB];
+    let shard = lab.seal(&good);
+    let source = Arc::new(sim::SimSource::new(good, Arc::clone(&lab.clock)));
+    scrubber.watch(&shard, Some(source as _));
+    let tick = || {
+        if let Some(rest) = scrubber.tick() {
+            lab.clock.advance(rest.clamp(Duration::from_millis(1), Duration::from_millis(50)));
+        }
+    };
+    while shard.recheck_keys() > 0 {
+        tick();
+    }
+    let damage = || lab.rules.change(shard.shard_id().as_str(), 7, 8, |bytes| bytes[0] ^= 4);
+    damage();
+    let drawn = lab.rules.fingerprints().len();
+    while lab.rules.fingerprints().len() == drawn {
+        tick();
+    }
+    assert_eq!(shard.recheck_keys(), 0, "drawn, and not vouched for");
+    scrubber.repair_now(&shard).unwrap();
+    while shard.recheck_keys() == 0 {
+        tick();
+    }
+    damage();
+    for _ in 0..2 {
+        assert!(!matches!(lab.manager.recheck(&shard), Ok(Rechecked::Matched { .. })), "damage passed for sealed");
+    }
+    assert!(!lab.events().iter().any(|event| event == "FingerprintNotConfirmed"));
+}
+
+#[test]
+fn who_asks_a_load_to_stop_does_not_wait_for_the_keys_that_are_left() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    lab.manager.keep_recheck_keys(1024).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.bin");
+    std::fs::write(&path, vec![5; MIB]).unwrap();
+    let file = ModelFile::open(&path, Some(Format::Raw)).unwrap();
+    // Three secrets each are noted.
+    let stop = || lab.rules.fingerprints().len() >= 2 * 3;
+    let error = lab.manager.seal_file(&file, &SealRequest::new(id("shard-1"), "model").unless(&stop)).unwrap_err();
+    assert!(
+        error.to_string().contains("asked to stop") && error.to_string().contains("nothing of it stays"),
+        "{error}"
+    );
+    assert_eq!(lab.rules.fingerprints().len(), 2 * 3);
+    assert_eq!((lab.manager.list().len(), lab.manager.capacity().used_bytes), (0, 0));
+}
+
+#[test]
+fn more_keys_than_anybody_waits_for_are_refused() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let error = lab.manager.keep_recheck_keys(MOST_RECHECK_KEYS + 1).unwrap_err().to_string();
+    assert!(error.contains("is 1025") && error.contains("at most 1024"), "{error}");
+    assert!(!lab.manager.has_rechecks());
+}
+
 #[test]
 fn without_keys_or_a_device_for_them_rechecks_are_refused() {
     let lab = Lab::new(OnFailure::FailClosed);
@@ -178,7 +292,7 @@ fn without_keys_or_a_device_for_them_rechecks_are_refused() {
         error.to_string()
     };
     assert!(refused(&lab.manager, &options).contains("no keys are kept"));
-    lab.manager.keep_recheck_keys(1);
+    lab.manager.keep_recheck_keys(1).unwrap();
     assert!(Scrubber::manual(&lab.manager, options.clone()).is_ok());
     for recheck in [Duration::from_millis(99), options.period + Duration::from_millis(1)] {
         options.recheck = Some(recheck);
@@ -187,6 +301,6 @@ fn without_keys_or_a_device_for_them_rechecks_are_refused() {
     options.recheck = Some(RECHECK);
     let dir = support::disk_dir();
     let manager = support::manager(dir.path(), 1 << 20);
-    manager.keep_recheck_keys(1);
+    manager.keep_recheck_keys(1).unwrap();
     assert!(refused(&manager, &options).contains("no faster check than hashing"));
 }

@@ -87,7 +87,7 @@ impl World {
             (options.repeat_faults, options.repairs_per_day) = (0, 0);
         }
         if rng.chance(60) {
-            manager.keep_recheck_keys(1 + rng.below(4) as u16);
+            manager.keep_recheck_keys(1 + rng.below(4) as u16).unwrap();
             options.recheck = Some(PERIOD / [2, 5, 20][rng.below(3) as usize]);
         }
         let scrubber = Scrubber::manual(&manager, options).unwrap();

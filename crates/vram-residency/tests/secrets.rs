@@ -138,7 +138,7 @@ fn no_key_and_no_fingerprint_is_printed_logged_or_recorded() {
             policy: Policy::default(),
         })
         .unwrap();
-        manager.keep_recheck_keys(4);
+        manager.keep_recheck_keys(4).unwrap();
         let shard = manager.seal_model(id("shard-1"), "model", b"canary weights").unwrap();
         let mut options = ScrubOptions::default();
         options.recheck = Some(options.period);

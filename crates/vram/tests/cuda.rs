@@ -192,6 +192,7 @@ fn rechecks_that_cannot_be_are_refused_with_the_reason() {
     refused(&["--recheck", "99ms"], &["from 100ms"]);
     refused(&["--recheck-keys", "4"], &["without recheck"]);
     refused(&["--recheck", "1s", "--recheck-keys", "0"], &["recheck-keys"]);
+    refused(&["--recheck", "1s", "--recheck-keys", "1025"], &["recheck_keys is 1025", "at most 1024"]);
 }
 
 #[test]

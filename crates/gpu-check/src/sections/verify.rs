@@ -36,7 +36,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
         policy: Policy::default(),
     })?;
     let (warm, rounds) = (bench.size(3, 1), bench.size(10, 2));
-    manager.keep_recheck_keys(u16::try_from(warm + rounds)?);
+    manager.keep_recheck_keys(u16::try_from(warm + rounds)?)?;
     let shard = manager.seal_region(ShardId::new("region")?, "gpu-check", region)?;
     let (mut times, mut allocations, mut suspected) = (Vec::new(), 0, 0);
     for round in 0..warm + rounds {

@@ -99,8 +99,8 @@ pub enum AuditEvent<'a> {
     },
     /// A block was read wrongly once, and as sealed when it was read again, twice and by two ways.
     MismatchNotConfirmed { shard_id: &'a ShardId, block: u64 },
-    /// The fingerprint of a shard's bytes, under a key that nothing on the device had seen, is as when it was trusted. Says
-    /// nothing of the seal.
+    /// The fingerprint of a shard's bytes, under a key that the device had only once before, when it computed what to compare
+    /// with, is as it was then. Says nothing of the seal.
     FingerprintMatched { shard_id: &'a ShardId, bytes: u64, duration_ns: u64, keys_left: u32 },
     /// It was another, and a full verification at once found every byte as sealed. Counts as no check.
     FingerprintNotConfirmed { shard_id: &'a ShardId },

@@ -33,7 +33,7 @@ impl VramManager {
         let values = hash_all(region.as_ref())?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
         worker.admit_region(region.as_ref(), shard_id)?;
-        let spares = worker.first_spares(region.as_ref(), &values)?;
+        let spares = worker.first_spares(region.as_ref(), &values, None)?;
         let model_ref = Arc::from(model_ref);
         let part = Part { shard_id, model_ref, index: 0, count: 1, writable_since_ns: None };
         let mut shard = worker.sign(part, TensorTable::empty(), values, digest, region, hashed_ns)?;

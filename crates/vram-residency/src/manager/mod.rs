@@ -29,7 +29,7 @@ mod unseal;
 mod verify;
 
 pub use handout::HandoutEvent;
-pub use recheck::{RECHECK_KEYS, Rechecked};
+pub use recheck::{MOST_RECHECK_KEYS, RECHECK_KEYS, Rechecked};
 pub use repair::RepairReport;
 pub use sealing::SealRequest;
 pub use unseal::{NotResealed, NotUnsealed, Unsealed};

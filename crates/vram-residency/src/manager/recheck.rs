@@ -7,27 +7,30 @@
 //! ```
 //!
 //! Fingerprints come before the hashing that vouches for them: bytes that were changed before are then found by the hashing,
-//! and bytes that are changed afterwards by the re-check. Only who changes them before the first, puts them right before
-//! the second reads them, and changes them again in the same way is not found until the next full pass.
+//! and bytes that are changed afterwards by the re-check. Two are not found by it, but by the hash of the next scrub pass:
+//! who changes bytes before the first, puts them right before the second reads them, and changes them again in the same way;
+//! and who reads the device's memory while a fingerprint is made, and so has the key of a check to come.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::verify::{Comparison, incomplete};
 use super::{Recorded, Verified, VramManager, Worker};
 use crate::audit::AuditEvent;
 use crate::device::{DeviceError, Region};
 use crate::digest::BlockValue;
 use crate::error::Error;
-use crate::fingerprint::{FingerprintKey, Spare, Spares};
+use crate::fingerprint::{NotDrawn, Spares};
 use crate::freshness::nanoseconds;
+use crate::loader::Cancelled;
 use crate::shard::{SealedShard, Shard, ShardState};
 
 /// Keys for each shard, where nobody says otherwise and re-checks are wanted.
 pub const RECHECK_KEYS: u16 = 16;
 
-/// Blocks hashed at a time: their values live on the stack.
-const BATCH: usize = 256;
+/// Most keys for each shard: each is a pass over it before it is sealed.
+pub const MOST_RECHECK_KEYS: u16 = 1024;
 
 /// What a re-check came to, where it found no damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +58,21 @@ pub enum Rechecked {
 }
 
 impl VramManager {
-    /// Keeps so many keys for each shard that is sealed from now on, and for every shard whose keys are used up; 0, which is
-    /// what a manager begins with, keeps none. Of a device without fingerprints none are kept.
+    /// Keeps so many keys, at most [`MOST_RECHECK_KEYS`], for each shard that is sealed from now on, and for every shard whose
+    /// keys are used up; 0, which is what a manager begins with, keeps none. Of a device without fingerprints none are kept.
     ///
     /// Each costs one pass over the shard when it is made, and 64 bytes of main memory; and what is made at a seal is vouched
     /// for by one more pass of hashing.
-    pub fn keep_recheck_keys(&self, count: u16) {
+    ///
+    /// # Errors
+    /// [`Error::Scrub`] where they are more than that.
+    pub fn keep_recheck_keys(&self, count: u16) -> Result<(), Error> {
+        if count > MOST_RECHECK_KEYS {
+            let (setting, value) = ("number of re-check keys", count.to_string().into());
+            return Err(Error::Scrub { setting, value, limit: "at most 1024; re-check less often instead" });
+        }
         self.worker.recheck_keys.store(count, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether [`VramManager::recheck`] can do with less than hashing: the device has fingerprints, and keys are kept.
@@ -70,7 +81,7 @@ impl VramManager {
         self.worker.has_rechecks()
     }
 
-    /// Checks all bytes of a shard by a fingerprint under a key that was not used before. A success allocates nothing, but
+    /// Checks all bytes of a shard by a fingerprint under a key that was used for no check before. A success allocates nothing, but
     /// for the record buffer of a thread that emits its first record. It counts as a check of every block for
     /// [`SealedShard::ensure_fresh`], and neither as a verification nor as a word about the seal or about where the memory is.
     ///
@@ -97,33 +108,69 @@ impl Worker {
         if shard.state().is_out() {
             return Err(Error::Quarantined { shard_id: Box::new(shard_id) });
         }
-        self.recheck_alone(shard)
+        loop {
+            if let Some(rechecked) = self.recheck_step(shard, &mut 0)? {
+                return Ok(rechecked);
+            }
+        }
     }
 
-    /// The same for who has begun a check of a shard that may be checked.
-    pub(crate) fn recheck_alone(&self, shard: &Shard) -> Result<Rechecked, Error> {
+    /// Re-checks a shard, or, where no key is left, does the next thing for new ones: none where one was drawn, and nothing is
+    /// checked yet. The caller has begun a check of a shard that may be checked. Adds to `passes` how often the whole shard was
+    /// read, each counted when its reading begins.
+    pub(crate) fn recheck_step(&self, shard: &Shard, passes: &mut u64) -> Result<Option<Rechecked>, Error> {
         let span = tracing::info_span!("recheck", shard_id = %shard.statement.shard_id, bytes = shard.statement.bytes);
         let _entered = span.enter();
         // A fingerprint cannot make good what a hash could not.
         if shard.state() == ShardState::Unverified {
-            return self.check(shard).map(Rechecked::Verified);
+            return self.check_counted(shard, passes);
         }
         let started = self.trail.monotonic();
         let region = shard.region()?;
         let compared = shard.spares.with_next(|spare| {
+            *passes = passes.saturating_add(1);
             let taken = region.fingerprint(&spare.key)?;
             Ok::<_, DeviceError>(taken.map(|taken| taken == spare.expected))
         });
         match compared {
-            Some(Ok(Some(true))) => self.matched(shard, started),
-            Some(Ok(Some(false))) => self.another(shard),
-            Some(Ok(None)) | None => self.verify_for_new_keys(shard).map(Rechecked::Verified),
+            Some(Ok(Some(true))) => self.matched(shard, started).map(Some),
+            Some(Ok(Some(false))) => {
+                *passes = passes.saturating_add(1);
+                self.another(shard).map(Some)
+            }
+            Some(Ok(None)) | None => self.renew(shard, region, passes),
             Some(Err(error)) => {
                 let error = error.into();
                 self.not_carried_out(shard, &error);
                 Err(error)
             }
         }
+    }
+
+    /// Draws one key of a shard that has none left. Where all are drawn, a full verification vouches for their fingerprints.
+    fn renew(&self, shard: &Shard, region: &dyn Region, passes: &mut u64) -> Result<Option<Rechecked>, Error> {
+        // A shard that may be damaged gets none.
+        if !matches!(shard.state(), ShardState::Sealed | ShardState::Verified) {
+            return self.check_counted(shard, passes);
+        }
+        match self.draw(&shard.spares, region, passes) {
+            Ok(true) => Ok(None),
+            Ok(false) => {
+                let verified = self.check_counted(shard, passes)?;
+                // Where that is not on record, it is a doubt.
+                shard.spares.vouch();
+                Ok(verified)
+            }
+            Err(error) => {
+                self.not_carried_out(shard, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn check_counted(&self, shard: &Shard, passes: &mut u64) -> Result<Option<Rechecked>, Error> {
+        *passes = passes.saturating_add(1);
+        self.check(shard).map(|verified| Some(Rechecked::Verified(verified)))
     }
 
     fn matched(&self, shard: &Shard, started: Duration) -> Result<Rechecked, Error> {
@@ -168,55 +215,56 @@ impl Worker {
         }
     }
 
-    /// A full verification, and keys whose fingerprints it vouches for.
-    fn verify_for_new_keys(&self, shard: &Shard) -> Result<Verified, Error> {
-        let spares = match self.draw_spares(shard.region()?) {
-            Ok(spares) => spares,
-            Err(error) => {
-                self.not_carried_out(shard, &error);
-                return Err(error);
-            }
-        };
-        let verified = self.check(shard)?;
-        shard.spares.replace(spares);
-        Ok(verified)
-    }
-
     /// Keys for a region that is about to be sealed, whose blocks have these values.
     ///
     /// # Errors
-    /// [`DeviceError::Inconsistent`] where they no longer have: nothing may be sealed then.
-    pub(super) fn first_spares(&self, region: &dyn Region, values: &[BlockValue]) -> Result<Spares, Error> {
-        let spares = self.draw_spares(region)?;
-        if spares.is_empty() {
-            return Ok(Spares::default());
-        }
-        let mut buffer = [BlockValue::UNKNOWN; BATCH];
-        let mut first = 0_u64;
-        for known in values.chunks(BATCH) {
-            let again = buffer.get_mut(..known.len()).unwrap_or_default();
-            region.hash_blocks(first, again)?;
-            if let Some((block, _)) =
-                (first..).zip(known.iter().zip(&*again)).find(|(_, (known, again))| known != again)
-            {
-                return Err(DeviceError::Inconsistent { device: self.device.info().kind, block }.into());
+    /// [`DeviceError::Inconsistent`] where they no longer have: nothing may be sealed then. [`DeviceError::Source`] where it was
+    /// asked to stop.
+    pub(super) fn first_spares(
+        &self,
+        region: &dyn Region,
+        values: &[BlockValue],
+        cancelled: Option<Cancelled<'_>>,
+    ) -> Result<Spares, Error> {
+        let spares = Spares::default();
+        let mut passes = 0_u64;
+        while self.draw(&spares, region, &mut passes)? {
+            if cancelled.is_some_and(|cancelled| cancelled()) {
+                let source = std::io::Error::other("it was asked to stop");
+                return Err(DeviceError::Source { offset: region.bytes(), source }.into());
             }
-            first = first.saturating_add(known.len() as u64);
         }
-        Ok(Spares::new(spares))
+        if !spares.has_drawn() {
+            return Ok(spares);
+        }
+        let device = self.device.info().kind;
+        let (mut comparison, mut changed) = (Comparison::new(values), None);
+        self.device.hash_regions(&[region], &mut |_, first, values| {
+            comparison.compare(first, values, &mut |block, _| changed = changed.or(Some(block)));
+        })?;
+        match changed {
+            Some(block) => Err(DeviceError::Inconsistent { device, block }.into()),
+            None if comparison.is_complete() => {
+                spares.vouch();
+                Ok(spares)
+            }
+            None => Err(incomplete(device).into()),
+        }
     }
 
-    /// So many keys as are to be kept, each with the region's fingerprint. None of a device that has no fingerprints.
-    fn draw_spares(&self, region: &dyn Region) -> Result<Vec<Spare>, Error> {
+    /// Draws one key more, as long as there are fewer than are to be kept, with the region's fingerprint. False where there are
+    /// enough, or the device has no fingerprints.
+    fn draw(&self, spares: &Spares, region: &dyn Region, passes: &mut u64) -> Result<bool, Error> {
         let count = self.recheck_keys.load(Ordering::Relaxed);
-        // As long as needed from the start: secrets that are moved leave copies behind.
-        let mut spares = Vec::with_capacity(count.into());
-        for _ in 0..count {
-            let refused = |source| DeviceError::System { device: self.device.info().kind, step: "draw a key", source };
-            let key = FingerprintKey::random().map_err(refused)?;
-            let Some(expected) = region.fingerprint(&key)? else { return Ok(Vec::new()) };
-            spares.push(Spare { key, expected });
-        }
-        Ok(spares)
+        let drawn = spares.draw(count, |key| {
+            *passes = passes.saturating_add(1);
+            region.fingerprint(key)
+        });
+        drawn.map_err(|error| match error {
+            NotDrawn::Random(source) => {
+                DeviceError::System { device: self.device.info().kind, step: "draw a key", source }.into()
+            }
+            NotDrawn::Taken(error) => error.into(),
+        })
     }
 }

@@ -39,7 +39,8 @@ pub struct SealRequest<'a> {
     pub approval: Option<Approval<'a>>,
     /// Told of bytes that arrived.
     pub progress: Option<Progress<'a>>,
-    /// Asked whether to stop; a file is then given up and nothing of it stays resident.
+    /// Asked whether to stop while a file is read, and after each fingerprint for re-checks; it is then given up and nothing
+    /// of it stays resident.
     pub cancelled: Option<Cancelled<'a>>,
 }
 
@@ -207,7 +208,7 @@ impl Worker {
         self.check_expectation(request, digest, &contents)?;
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
         self.admit_region(region.as_ref(), request.shard_id)?;
-        let spares = self.first_spares(region.as_ref(), &values)?;
+        let spares = self.first_spares(region.as_ref(), &values, request.cancelled)?;
 
         let sha256 = known_sha256(request, &contents);
         self.record_approval(request, &contents, digest, sha256)?;

@@ -107,7 +107,7 @@ impl Worker {
         let (shard, _alone) = (&*shard.inner, alone?);
         self.may_be_checked(shard)?;
         let (region, seal, stood) = (shard.region()?, self.examine_seal(shard).err(), shard.state());
-        let (comparison, damaged) = (Comparison::new(shard), Vec::new());
+        let (comparison, damaged) = (Comparison::new(&shard.values), Vec::new());
         Ok(Begun { index, shard, region, seal, comparison, damaged, stood, _alone })
     }
 

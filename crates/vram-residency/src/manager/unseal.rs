@@ -193,7 +193,7 @@ impl Unsealed {
         let hashed_ns = worker.now_ns();
         let values = hash_all(self.region()?)?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
-        let spares = worker.first_spares(self.region()?, &values)?;
+        let spares = worker.first_spares(self.region()?, &values, None)?;
         let gone = || Error::ForeignShard { shard_id: Box::new(self.shard_id) };
         let part = self.part.take().ok_or_else(gone)?;
         worker.record_first(&self.resealed(digest))?;

@@ -211,7 +211,7 @@ impl Worker {
 
     /// Calls `damaged` with each block whose resident bytes are not as sealed, in ascending order, and its value.
     pub(super) fn find_damage(&self, shard: &Shard, damaged: &mut dyn FnMut(u64, BlockValue)) -> Result<(), Error> {
-        let mut comparison = Comparison::new(shard);
+        let mut comparison = Comparison::new(&shard.values);
         let found = &mut |_, first, values: &[BlockValue]| comparison.compare(first, values, damaged);
         self.device.hash_regions(&[shard.region()?], found)?;
         if comparison.is_complete() { Ok(()) } else { Err(incomplete(shard.statement.device_kind).into()) }
@@ -365,8 +365,8 @@ pub(super) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    pub(super) fn new(shard: &'a Shard) -> Self {
-        Self { sealed: &shard.values, compared: 0 }
+    pub(super) const fn new(sealed: &'a [BlockValue]) -> Self {
+        Self { sealed, compared: 0 }
     }
 
     /// Calls `damaged` with each of some blocks that are not as sealed, in ascending order, and its value.

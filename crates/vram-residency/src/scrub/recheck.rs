@@ -35,25 +35,23 @@ impl Core {
         Some(began_ns.saturating_add(within.saturating_sub(early)))
     }
 
-    /// Re-checks a shard, and does what follows from that. The caller has begun a check. Says how many bytes were read for
-    /// it, and how long that took: what a repair takes is not the budget's affair.
+    /// Re-checks a shard, and does what follows from that; where it has no keys left, draws one, and comes back for the next as
+    /// soon as that is rested for, behind all that is due by then. The caller has begun a check. Says how many bytes were read
+    /// for it, and how long that took: what a repair takes is not the budget's affair.
     pub(super) fn recheck(&self, job: &Job, began_ns: u64) -> (u64, Duration) {
         let shard = &job.shard;
-        let outcome = self.worker.recheck_alone(shard);
+        let mut passes = 0;
+        let outcome = self.worker.recheck_step(shard, &mut passes);
         let now = self.worker.now_ns();
-        let mut matched = 0;
-        let passes = match &outcome {
-            Ok(Rechecked::Matched { .. }) => {
-                matched = 1;
-                1
-            }
-            // Those of the new keys, too.
-            Ok(Rechecked::Verified(_)) => u64::from(shard.spares.left()).saturating_add(1),
-            Ok(Rechecked::NotConfirmed) | Err(_) => 2,
-        };
+        let bytes = shard.statement.bytes.saturating_mul(passes);
+        let took = Duration::from_nanos(now.saturating_sub(began_ns));
+        let matched = u64::from(matches!(outcome, Ok(Some(Rechecked::Matched { .. }))));
         self.totals.rechecks.fetch_add(matched, Ordering::Relaxed);
         if let Some((lane, chance)) = self.lanes().with_chance(shard) {
-            lane.recheck_ns = self.next_recheck(began_ns, chance);
+            lane.recheck_ns = match &outcome {
+                Ok(None) => Some(now.saturating_add(nanoseconds(self.options.budget.rest(bytes, took)))),
+                _ => self.next_recheck(began_ns, chance),
+            };
             lane.rechecks = lane.rechecks.saturating_add(matched);
         }
         match outcome {
@@ -68,6 +66,6 @@ impl Core {
                 self.let_rest(shard, now.saturating_add(self.rest_ns()));
             }
         }
-        (shard.statement.bytes.saturating_mul(passes), Duration::from_nanos(now.saturating_sub(began_ns)))
+        (bytes, took)
     }
 }

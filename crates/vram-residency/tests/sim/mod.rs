@@ -13,7 +13,7 @@ use vram_residency::device::{
     Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
     StagedRegion,
 };
-use vram_residency::digest::{BlockValue, block_value};
+use vram_residency::digest::{BlockValue, block_range, block_value};
 use vram_residency::fingerprint::{Fingerprint, FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 use vram_residency::model::Source;
 
@@ -76,6 +76,8 @@ pub(crate) struct Rules {
     lies: AtomicU64,
     /// What keys and fingerprints the device was shown and answered.
     fingerprints: Mutex<Vec<Vec<u8>>>,
+    /// Bytes that it was asked about.
+    read: AtomicU64,
 }
 
 impl Rules {
@@ -89,6 +91,7 @@ impl Rules {
             written: AtomicBool::new(false),
             lies: AtomicU64::new(0),
             fingerprints: Mutex::default(),
+            read: AtomicU64::new(0),
         }
     }
 
@@ -106,6 +109,15 @@ impl Rules {
     /// The start of each key that was used so far, the key of its tag, and the tag.
     pub(crate) fn fingerprints(&self) -> Vec<Vec<u8>> {
         self.fingerprints.lock().unwrap().clone()
+    }
+
+    /// Bytes that the device was asked to hash or to fingerprint, whatever came of it.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn fail_once(&self) {
+        self.planned.lock().unwrap().errors = 1;
     }
 
     pub(crate) fn lie_once(&self) {
@@ -161,7 +173,8 @@ impl Rules {
     }
 
     /// The device is asked about bytes: takes the time that was planned. Whether the answer is a lie.
-    fn asked(&self) -> Result<bool, DeviceError> {
+    fn asked(&self, bytes: u64) -> Result<bool, DeviceError> {
+        self.read.fetch_add(bytes, Ordering::SeqCst);
         let mut planned = self.planned.lock().unwrap();
         if planned.errors > 0 {
             planned.errors -= 1;
@@ -252,7 +265,7 @@ impl Region for Resident {
 
     /// Another function of key and bytes than a GPU's: nobody but the device itself knows what it is.
     fn fingerprint(&self, key: &FingerprintKey) -> Result<Option<Fingerprint>, DeviceError> {
-        let lie = self.rules.asked()?;
+        let lie = self.rules.asked(self.inner.bytes())?;
         let mut keys = [0; KEYS_BYTES];
         key.expand(&mut keys);
         let mut hasher = blake3::Hasher::new_keyed(keys[WORDS_BYTES..].try_into().unwrap());
@@ -269,7 +282,8 @@ impl Region for Resident {
     }
 
     fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {
-        let lie = self.rules.asked()?;
+        let end = block_range(self.inner.bytes(), first + values.len() as u64 - 1).end;
+        let lie = self.rules.asked(end - block_range(self.inner.bytes(), first).start)?;
         self.inner.hash_blocks(first, values)?;
         if lie {
             // Another value each time: no device gives the same wrong answer at the seal and at the check of other bytes.

@@ -85,8 +85,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "TIME")]
     #[serde(deserialize_with = "text")]
     pub(crate) recheck: Option<Period>,
-    /// Keys for that which each shard gets, 64 bytes and one pass over the shard each; when they are used up, a full
-    /// verification follows, and new ones [default: 16].
+    /// Keys for that which each shard gets, 1 to 1024, 64 bytes and one pass over the shard each; when they are used up, new
+    /// ones follow, and a full verification [default: 16].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) recheck_keys: Option<u16>,
     /// So many faults in one block quarantine the device; 0: never [default: 2].

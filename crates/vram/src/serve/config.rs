@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vram_residency::RECHECK_KEYS;
 use vram_residency::model::Format;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions};
+use vram_residency::{MOST_RECHECK_KEYS, RECHECK_KEYS};
 
 use super::evidence::Plan;
 use super::handout::Rules as Handouts;
@@ -171,6 +171,10 @@ impl Settings {
 fn recheck_keys(recheck: Option<Period>, keys: Option<u16>) -> Result<u16, Failure> {
     match (recheck, keys) {
         (Some(_), Some(0)) => Err(Failure::usage("recheck_keys is 0 and recheck is given: leave one of them out")),
+        (Some(_), Some(keys)) if keys > MOST_RECHECK_KEYS => Err(Failure::usage(format!(
+            "recheck_keys is {keys}; it must be at most {MOST_RECHECK_KEYS}, as each is a pass over every shard before it is \
+             sealed: name fewer, or a longer time between re-checks"
+        ))),
         (Some(_), keys) => Ok(keys.unwrap_or(RECHECK_KEYS)),
         (None, Some(_)) => Err(Failure::usage("recheck_keys is given without recheck: say how often too")),
         (None, None) => Ok(0),

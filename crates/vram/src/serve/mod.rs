@@ -140,7 +140,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let worker_id = session::worker_id(&settings.global);
     let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
     drop(secret);
-    manager.keep_recheck_keys(settings.recheck_keys);
+    manager.keep_recheck_keys(settings.recheck_keys)?;
     manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
     if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));

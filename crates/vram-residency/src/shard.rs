@@ -53,6 +53,9 @@ pub(crate) trait Home: Send + Sync {
 
     /// Whether suspects stay in use.
     fn lends_suspects(&self) -> bool;
+
+    /// Whether memory may be handed to somebody who can write to it.
+    fn lends_writable(&self) -> bool;
 }
 
 /// The state behind the clones.

@@ -4,9 +4,21 @@
 mod gpu;
 mod support;
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use audit_logging::Options;
 use cuda_emulator::{Emulator, Plan};
-use gpu::{manager, try_manager};
-use support::{disk_dir, events, id, names};
+use gpu::{manager, try_manager, try_manager_with};
+use serde_json::Value;
+use support::moody::Moody;
+use support::{disk_dir, events, id, names, small_log};
+use vram_residency::attest::envelope::Envelope;
+use vram_residency::attest::statement::{Software, Statement};
+use vram_residency::attest::{AttestKey, AttestRequest, Fresh};
+use vram_residency::audit::{AuditTrail, TrailHealth};
 use vram_residency::device::conformance::Pattern;
 use vram_residency::device::{Export, Protection};
 use vram_residency::digest::BLOCK_BYTES;
@@ -83,6 +95,10 @@ fn a_descriptor_that_a_program_takes_itself_counts_as_much() {
     assert!(shard.export().unwrap().is_writable());
     assert_eq!(shard.protection(), Protection::Advisory);
     manager.verify_sealed(&shard).unwrap();
+    // Nothing of that is on record, so it is when the manager hands it out.
+    drop(manager.hand_out(&shard, 1, 1).unwrap());
+    drop((shard, manager));
+    assert_eq!(count(&events(dir.path()), "ProtectionLowered"), 1);
 }
 
 #[test]
@@ -96,8 +112,134 @@ fn a_policy_that_asks_for_read_only_memory_lets_none_of_it_leave() {
     let refused = manager.hand_out(&shard, 1, 1).unwrap_err();
     assert!(matches!(refused, Error::Policy { violation: Violation::HandedOutWritable, .. }), "{refused}");
     assert!(refused.to_string().contains("main memory"), "{refused}");
+    let refused = shard.export().unwrap_err();
+    assert!(matches!(refused, Error::Policy { violation: Violation::HandedOutWritable, .. }), "{refused}");
     assert_eq!((shard.protection(), shard.writable_since_ns()), (Protection::ReadOnly, None));
     manager.verify_sealed(&shard).unwrap();
     drop((shard, manager));
     assert!(!names(&events(dir.path())).iter().any(|name| ["ShardAttached", "ProtectionLowered"].contains(name)));
+}
+
+fn count(events: &[Value], name: &str) -> usize {
+    names(events).iter().filter(|told| **told == name).count()
+}
+
+/// Eight clients at once, beside somebody who attests: one record that the protection is lowered, before all of theirs, and
+/// nothing that says otherwise behind it.
+#[test]
+fn clients_that_attach_at_once_lower_it_once_and_no_attestation_behind_that_says_otherwise() {
+    let _emulator = Emulator::lock(Plan::default());
+    let key = AttestKey::of(&[7; 32]).unwrap();
+    let nonce = "00112233445566778899aabbccddeeff".parse().unwrap();
+    for _ in 0..5 {
+        let dir = disk_dir();
+        let manager = manager(dir.path());
+        let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
+        let verified = manager.verify_sealed(&shard).unwrap();
+        let shards = [Fresh { shard: shard.clone(), verified, name: "weights".into() }];
+        let attest = || {
+            let software = Software { name: "test".into(), version: "1".into() };
+            let request = AttestRequest { nonce: &nonce, software, shards: &shards };
+            let made = manager.attest(&request, &key, &|| None).unwrap();
+            let statement = Envelope::parse(made.envelope.as_bytes()).unwrap();
+            let statement = Statement::parse(statement.unverified()).unwrap();
+            (made.digest.to_string(), statement.predicate.shards[0].protection == Protection::ReadOnly)
+        };
+        let (start, attached) = (Barrier::new(9), AtomicBool::new(false));
+        let high: BTreeSet<String> = std::thread::scope(|scope| {
+            let attesting = scope.spawn(|| {
+                start.wait();
+                let mut high = BTreeSet::new();
+                loop {
+                    let last = attached.load(Ordering::SeqCst);
+                    let (digest, is_high) = attest();
+                    if is_high {
+                        assert!(!last, "somebody has it already");
+                        high.insert(digest);
+                    }
+                    if last {
+                        return high;
+                    }
+                }
+            });
+            for client in 0..8 {
+                let (start, attached, manager, shard) = (&start, &attached, &manager, &shard);
+                scope.spawn(move || {
+                    start.wait();
+                    drop(manager.hand_out(shard, client, client).unwrap());
+                    attached.store(true, Ordering::SeqCst);
+                });
+            }
+            attesting.join().unwrap()
+        });
+        drop((shards, shard, manager));
+        let events = events(dir.path());
+        assert_eq!((count(&events, "ProtectionLowered"), count(&events, "ShardAttached")), (1, 8));
+        let lowered = names(&events).iter().position(|name| *name == "ProtectionLowered").unwrap();
+        for (at, event) in events.iter().enumerate() {
+            match event["event"].as_str().unwrap() {
+                "ShardAttached" => assert!(at > lowered),
+                "AttestationMade" => {
+                    let is_high = high.contains(event["envelope"].as_str().unwrap());
+                    assert_eq!(is_high, at < lowered, "{:?}", names(&events));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Nothing leaves without its records. What the log says of the protection and what the shard says of it agree, whichever of
+/// the records is lost, and the next client lowers it once.
+#[test]
+fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log() {
+    let _emulator = Emulator::lock(Plan::default());
+    for (require_audit, lost) in
+        [(false, "ProtectionLowered"), (true, "ProtectionLowered"), (true, "ShardAttached"), (false, "ShardAttached")]
+    {
+        let dir = disk_dir();
+        let disk = Moody::default();
+        let options = Options {
+            vfs: Arc::new(disk.clone()),
+            retry_after: Duration::from_millis(20),
+            critical_deadline: Duration::from_secs(30),
+            ..small_log()
+        };
+        let mut policy = Policy::default();
+        policy.require_audit = require_audit;
+        let manager = try_manager_with(AuditTrail::open_with(dir.path(), options).unwrap(), policy).unwrap();
+        let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
+        manager.trail().flush(Duration::from_secs(30)).unwrap();
+        disk.refuses(Some(lost));
+        let handed = manager.hand_out(&shard, 1, 1);
+        // A record that nobody waits for is lost behind the descriptor; the shard is UNVERIFIED then, as ever.
+        let leaves = (require_audit, lost) == (false, "ShardAttached");
+        assert_eq!(handed.is_ok(), leaves, "{require_audit} {lost}: {handed:?}");
+        assert!(leaves || matches!(handed, Err(Error::Audit(_))), "{require_audit} {lost}: {handed:?}");
+        let is_lowered = lost == "ShardAttached";
+        assert_eq!(
+            (shard.protection(), shard.writable_since_ns().is_some()),
+            (if is_lowered { Protection::Advisory } else { Protection::ReadOnly }, is_lowered),
+            "{require_audit} {lost}"
+        );
+        let begun = Instant::now();
+        while manager.trail().log_status().unwrap().failures == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is noticed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        disk.refuses(None);
+        while manager.trail().health() != TrailHealth::Good || manager.verify_sealed(&shard).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the log resumes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(manager.hand_out(&shard, 2, 2).unwrap());
+        assert_eq!(shard.protection(), Protection::Advisory);
+        drop((shard, manager));
+        let events = events(dir.path());
+        assert_eq!(
+            (count(&events, "ProtectionLowered"), count(&events, "ShardAttached")),
+            (1, 1),
+            "{require_audit} {lost}"
+        );
+    }
 }

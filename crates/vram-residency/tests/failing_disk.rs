@@ -3,90 +3,14 @@
 
 mod support;
 
-use std::ffi::OsString;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use audit_logging::vfs::{Access, Identity, Locked, VfsFile};
-use audit_logging::{Disk, Kind, Options, Vfs};
+use audit_logging::{Kind, Options};
+use support::moody::Moody;
 use support::{disk_dir, host, id, manager_with, small_log};
 use vram_residency::audit::{AuditTrail, TrailHealth};
 use vram_residency::{Error, Policy, ShardState};
-
-/// The real disk, until it is told to fail: 0 is well, anything else is the error of every write and sync.
-#[derive(Debug, Clone, Default)]
-struct Moody(Arc<AtomicI32>);
-
-impl Moody {
-    fn fails_with(&self, error: i32) {
-        self.0.store(error, Ordering::SeqCst);
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match self.0.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct MoodyFile(Box<dyn VfsFile>, Moody);
-
-impl VfsFile for MoodyFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, offset)
-    }
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        self.1.check()?;
-        self.0.write_at(bytes, offset)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.1.check()?;
-        self.0.sync_data()
-    }
-    fn length(&self) -> io::Result<u64> {
-        self.0.length()
-    }
-    fn identity(&self) -> io::Result<Identity> {
-        self.0.identity()
-    }
-}
-
-impl Vfs for Moody {
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.create_dir(dir)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        Disk.list(dir)
-    }
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn VfsFile>> {
-        if access == Access::Create {
-            self.check()?;
-        }
-        Ok(Box::new(MoodyFile(Disk.open(path, access)?, self.clone())))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check()?;
-        Disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        Disk.remove(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.check()?;
-        Disk.sync_dir(dir)
-    }
-    fn identity(&self, path: &Path) -> io::Result<Identity> {
-        Disk.identity(path)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Locked> {
-        Disk.lock(path)
-    }
-}
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -187,6 +187,12 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// Either way nothing stays reserved.
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError>;
 
+    /// Whether [`Device::hash_regions`] hashes several regions together, and not one after the other: only then is it given
+    /// shards that would otherwise be done one by one, and told of so.
+    fn hashes_together(&self) -> bool {
+        false
+    }
+
     /// Hashes whole regions of this device, together where that is faster. `found` is told of each region's number in
     /// `regions`, the number of the first of some of its blocks, and their values: of every block once, of each region's
     /// in ascending order. Allocates nothing.

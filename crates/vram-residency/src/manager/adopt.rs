@@ -9,7 +9,7 @@ use crate::device::{DeviceError, Region};
 use crate::digest::merge;
 use crate::error::Error;
 use crate::model::TensorTable;
-use crate::shard::{Home, SealedShard};
+use crate::shard::{Home, SealedShard, Writable};
 use crate::shard_id::ShardId;
 
 impl VramManager {
@@ -32,7 +32,7 @@ impl VramManager {
         let hashed_ns = worker.now_ns();
         let values = hash_all(region.as_ref())?;
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
-        worker.admit_region(region.as_ref(), shard_id)?;
+        worker.admit_region(region.as_ref(), shard_id, &Writable::default())?;
         let spares = worker.first_spares(region.as_ref(), &values, None)?;
         let model_ref = Arc::from(model_ref);
         let part = Part { shard_id, model_ref, index: 0, count: 1, writable_since_ns: None };

@@ -1,5 +1,7 @@
 //! Attesting: the word about what was just verified, signed and recorded before it is handed out.
 
+use std::sync::PoisonError;
+
 use super::{REQUIRED_FLUSH, VramManager};
 use crate::attest::envelope::Envelope;
 use crate::attest::statement::{DeviceFacts, Digests, LogPosition, Predicate, ShardFacts, Statement, Subject};
@@ -35,6 +37,8 @@ impl VramManager {
             error => Err(error),
         })?;
         let audit_log = position();
+        // What is said of protections here is on record before any of them is lowered, or says so.
+        let _none_lowered = self.worker.lowering.read().unwrap_or_else(PoisonError::into_inner);
         let (mut subjects, mut shards) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for fresh in request.shards {
             let (subject, facts) = self.measured(fresh)?;

@@ -1,16 +1,16 @@
 //! Shards that are handed to other processes, and the records of that.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::{Recorded, VramManager};
-use crate::audit::AuditEvent;
+use super::{Recorded, VramManager, Worker};
+use crate::audit::{AuditEvent, TrailError};
 use crate::device::{Export, Protection};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
 use crate::handout::ErrorCode;
-use crate::policy::Violation;
-use crate::shard::SealedShard;
+use crate::shard::{SealedShard, Shard};
 use crate::shard_id::ShardId;
 
 /// Why a shard's protection is lowered.
@@ -55,28 +55,22 @@ impl VramManager {
     ///
     /// Whoever has the descriptor of a GPU's memory can write to it, and nobody can take it back. So the shard's protection is
     /// `advisory` from then on, wherever it is told of, until it is loaded anew; where it was more before, that has a critical
-    /// record of its own. The seal goes on to say what was so when it was made.
+    /// record of its own. The seal goes on to say what was so when it was made. Where a record is lost, nothing leaves, and
+    /// the protection is what it was, unless the log says, or may come to say, that it is lowered: then it stays so.
     ///
     /// # Errors
     /// [`Error::Policy`] where the policy asks for read-only memory and the client could write, [`Error::Audit`] where a record
     /// is not kept, [`Error::Quarantined`], [`Error::Device`], [`Error::ForeignShard`].
     pub fn hand_out(&self, shard: &SealedShard, client: u64, lease: u64) -> Result<Export, Error> {
         self.own(shard)?;
-        let (shard_id, digest, inner) = (shard.shard_id(), shard.digest(), &*shard.inner);
-        let export = inner.export()?;
-        let writable = export.is_writable();
-        if writable && self.worker.policy.require_read_only {
-            let violation = Violation::HandedOutWritable;
-            return Err(Error::Policy { shard_id: Box::new(*shard_id), violation });
+        let export = shard.inner.export()?;
+        let (shard_id, digest, writable) = (shard.shard_id(), shard.digest(), export.is_writable());
+        let attached = AuditEvent::ShardAttached { shard_id, digest, client, lease, writable };
+        if writable {
+            self.worker.record_writable(&shard.inner, &attached)?;
+        } else {
+            self.worker.record_first(&attached)?;
         }
-        if writable && inner.writable.since_ns().is_none() {
-            let (from, to, reason) = (inner.protection(), Protection::Advisory, HANDED_OUT);
-            if from != to {
-                self.worker.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason })?;
-            }
-            inner.writable.note(self.worker.trail.wall_ns());
-        }
-        self.worker.record_first(&AuditEvent::ShardAttached { shard_id, digest, client, lease, writable })?;
         Ok(export)
     }
 
@@ -97,5 +91,35 @@ impl VramManager {
             }
         };
         Ok(recorded == Recorded::Kept)
+    }
+}
+
+impl Worker {
+    /// Records that a shard's memory is handed to somebody who can write to it; the first time, that its protection is
+    /// lowered by that. Whoever looks meanwhile is told the lower one.
+    fn record_writable(&self, shard: &Shard, attached: &AuditEvent<'_>) -> Result<(), Error> {
+        let (from, to, reason) = (shard.statement.protection, Protection::Advisory, HANDED_OUT);
+        let mut handed = shard.writable.begin();
+        if handed.left && (handed.lowered || from == to) {
+            drop(handed);
+            return self.record_first(attached);
+        }
+        // An attestation that says otherwise is on record before.
+        let _unattested = self.lowering.write().unwrap_or_else(PoisonError::into_inner);
+        shard.writable.note(self.trail.wall_ns());
+        let mut recorded = Ok(());
+        if from != to && !handed.lowered {
+            let (shard_id, digest) = (&shard.statement.shard_id, shard.statement.digest);
+            recorded = self.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason });
+            handed.lowered = recorded.is_ok();
+        }
+        let recorded = recorded.and_then(|()| self.record_first(attached));
+        match &recorded {
+            // What is late is perhaps on record soon.
+            Ok(()) | Err(Error::Audit(TrailError::Late)) => handed.left = true,
+            Err(_) if handed.left || handed.lowered => {}
+            Err(_) => shard.writable.forget(),
+        }
+        recorded
     }
 }

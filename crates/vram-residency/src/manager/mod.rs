@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use crate::approval::Remembered;
@@ -75,6 +75,8 @@ pub(crate) struct Worker {
     /// Keys for re-checks that each shard gets.
     recheck_keys: AtomicU16,
     quarantined: OnceLock<Box<str>>,
+    /// Shared by whoever attests a protection until that is on record, held alone by whoever lowers one.
+    lowering: RwLock<()>,
     pub(crate) trail: AuditTrail,
 }
 
@@ -129,6 +131,7 @@ impl VramManager {
             sha256_bytes: AtomicU64::new(0),
             recheck_keys: AtomicU16::new(0),
             quarantined: OnceLock::new(),
+            lowering: RwLock::default(),
             trail,
         };
         worker.show_capacity();
@@ -422,6 +425,10 @@ impl Home for Worker {
 
     fn lends_suspects(&self) -> bool {
         self.policy.on_failure == OnFailure::Log
+    }
+
+    fn lends_writable(&self) -> bool {
+        !self.policy.require_read_only
     }
 }
 

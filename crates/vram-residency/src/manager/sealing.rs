@@ -207,7 +207,7 @@ impl Worker {
         let digest = merge(&values).ok_or(DeviceError::WorkerPanicked)?;
         self.check_expectation(request, digest, &contents)?;
         self.check_source(region.as_ref(), &contents, request.shard_id)?;
-        self.admit_region(region.as_ref(), request.shard_id)?;
+        self.admit_region(region.as_ref(), request.shard_id, &Writable::default())?;
         let spares = self.first_spares(region.as_ref(), &values, request.cancelled)?;
 
         let sha256 = known_sha256(request, &contents);
@@ -358,12 +358,17 @@ impl Worker {
         Err(error)
     }
 
-    /// Holds what a device gave, and what it states of it, against the rules.
-    pub(super) fn admit_region(&self, region: &dyn Region, shard_id: ShardId) -> Result<(), Error> {
+    /// Holds what a device gave, what it states of it, and who else can write to it, against the rules.
+    pub(super) fn admit_region(
+        &self,
+        region: &dyn Region,
+        shard_id: ShardId,
+        writable: &Writable,
+    ) -> Result<(), Error> {
         let MemoryCheck { residency, protection, foreign, .. } = region.check_memory()?;
         let verdict = match foreign {
             Some(foreign) => Err(Violation::NotResident { foreign }),
-            None => self.policy.admit(self.device.info().kind, residency, protection),
+            None => self.policy.admit(self.device.info().kind, residency, writable.lowers(protection)),
         };
         self.admitted(verdict, shard_id)
     }

@@ -17,20 +17,22 @@ const TOGETHER: usize = 128;
 
 impl VramManager {
     /// Verifies shards as [`VramManager::verify_sealed`] does, up to 128 of them in one sweep over the device, where a GPU
-    /// hashes small ones together. Each has an outcome, a record and a state of its own, and `told` is told of each once,
+    /// hashes small ones together; on a device that does not, one after the other, and each is free for others as soon as
+    /// it is done. Each has an outcome, a record and a state of its own, and `told` is told of each once,
     /// with its place in `shards`, in no certain order; it may verify and repair. Where the device fails in the middle,
     /// every shard that was not hashed to its end is [`ShardState::Unverified`], and that is on record for each.
     ///
     /// What somebody else verifies, scrubs or repairs meanwhile comes last. Calls that name the same shards never wait for
     /// each other in a circle, in whatever order they name them. If all are as sealed, nothing is allocated.
     pub fn verify_all(&self, shards: &[SealedShard], told: &mut dyn FnMut(usize, Result<Verified, Error>)) {
-        self.worker.verify_all(shards, told);
+        self.worker.verify_all(shards.iter().cloned(), &mut |index, _, outcome| told(index, outcome));
     }
 }
 
 /// A shard whose check has begun.
 struct Begun<'a> {
-    index: usize,
+    /// Its place in the round.
+    place: usize,
     shard: &'a Shard,
     region: &'a dyn Region,
     /// What is wrong with what is kept on the host, if anything is.
@@ -48,59 +50,81 @@ impl Begun<'_> {
     }
 }
 
-type Left<'a> = ArrayVec<(usize, &'a SealedShard), TOGETHER>;
+type Left = ArrayVec<(usize, SealedShard), TOGETHER>;
 type Outcomes = ArrayVec<(usize, Result<Verified, Error>), TOGETHER>;
 
 impl Worker {
+    /// Keeps no shard, and no lock of it, longer than until `told` is given it.
     pub(crate) fn verify_all(
         self: &Arc<Self>,
-        shards: &[SealedShard],
-        told: &mut dyn FnMut(usize, Result<Verified, Error>),
+        shards: impl Iterator<Item = SealedShard>,
+        told: &mut dyn FnMut(usize, SealedShard, Result<Verified, Error>),
     ) {
-        let mut before = 0_usize;
-        for group in shards.chunks(TOGETHER) {
-            let mut left: Left<'_> = group.iter().enumerate().collect();
-            while !left.is_empty() {
-                // Nothing is held any more when somebody is told.
-                for (index, outcome) in self.verify_round(&mut left) {
-                    told(before.saturating_add(index), outcome);
-                }
+        let mut shards = shards.enumerate();
+        loop {
+            let mut left: Left = shards.by_ref().take(TOGETHER).collect();
+            if left.is_empty() {
+                return;
             }
-            before = before.saturating_add(group.len());
+            while !left.is_empty() {
+                self.verify_round(&mut left, told);
+            }
         }
     }
 
-    /// Verifies those that nobody else checks now, and takes them off the list. Where somebody checks each of them, waits
-    /// for the first one alone: nobody waits here who holds another.
-    fn verify_round(self: &Arc<Self>, left: &mut Left<'_>) -> Outcomes {
-        let mut outcomes = Outcomes::new();
-        let mut begun = ArrayVec::new();
-        let mut begin = |index, shard, alone| match self.begin(index, shard, alone) {
-            Ok(ready) => begun.push(ready),
-            Err(error) => outcomes.push((index, Err(error))),
-        };
-        let mut busy = Left::new();
-        let all = left.len();
-        for (index, shard) in left.drain(..) {
-            match self.is_own(shard).map(|()| shard.inner.try_begin_check()) {
-                Ok(Some(alone)) => begin(index, shard, Ok(alone)),
-                Ok(None) => busy.push((index, shard)),
-                Err(error) => begin(index, shard, Err(error)),
+    /// Verifies those that nobody else checks now, or the first of them where the device does one after the other, and takes
+    /// them off the list. Where somebody checks each of them, waits for the first one alone: nobody waits here who holds
+    /// another.
+    fn verify_round(
+        self: &Arc<Self>,
+        left: &mut Left,
+        told: &mut dyn FnMut(usize, SealedShard, Result<Verified, Error>),
+    ) {
+        let round = std::mem::take(left);
+        let mut outcomes = self.verify_some(&round);
+        let mut round: ArrayVec<_, TOGETHER> = round.into_iter().map(Some).collect();
+        // Nothing is locked any more when somebody is told.
+        for (place, outcome) in outcomes.drain(..) {
+            if let Some((index, shard)) = round.get_mut(place).and_then(Option::take) {
+                told(index, shard, outcome);
             }
         }
-        if busy.len() == all
-            && let Some((index, shard)) = busy.pop_at(0)
-        {
-            begin(index, shard, Ok(shard.inner.begin_check()));
+        left.extend(round.into_iter().flatten());
+    }
+
+    fn verify_some(self: &Arc<Self>, round: &Left) -> Outcomes {
+        let most = if self.device.hashes_together() { TOGETHER } else { 1 };
+        let (mut outcomes, mut begun) = (Outcomes::new(), ArrayVec::new());
+        for (place, (_, shard)) in round.iter().enumerate() {
+            let alone = match self.is_own(shard).map(|()| shard.inner.try_begin_check()) {
+                Ok(None) => continue,
+                Ok(Some(alone)) => Ok(alone),
+                Err(error) => Err(error),
+            };
+            match self.begin(place, shard, alone) {
+                Ok(ready) => begun.push(ready),
+                Err(error) => outcomes.push((place, Err(error))),
+            }
+            if begun.len() >= most {
+                break;
+            }
         }
-        *left = busy;
+        if begun.is_empty()
+            && outcomes.is_empty()
+            && let Some((_, shard)) = round.first()
+        {
+            match self.begin(0, shard, Ok(shard.inner.begin_check())) {
+                Ok(ready) => begun.push(ready),
+                Err(error) => outcomes.push((0, Err(error))),
+            }
+        }
         self.sweep(&mut begun, &mut outcomes);
         outcomes
     }
 
     fn begin<'a>(
         &self,
-        index: usize,
+        place: usize,
         shard: &'a SealedShard,
         alone: Result<MutexGuard<'a, ()>, Error>,
     ) -> Result<Begun<'a>, Error> {
@@ -108,7 +132,7 @@ impl Worker {
         self.may_be_checked(shard)?;
         let (region, seal, stood) = (shard.region()?, self.examine_seal(shard).err(), shard.state());
         let (comparison, damaged) = (Comparison::new(&shard.values), Vec::new());
-        Ok(Begun { index, shard, region, seal, comparison, damaged, stood, _alone })
+        Ok(Begun { place, shard, region, seal, comparison, damaged, stood, _alone })
     }
 
     /// Hashes all of them, then says of each what came of it.
@@ -129,7 +153,7 @@ impl Worker {
         for as_sealed in [true, false] {
             for begun in begun.iter_mut() {
                 if begun.is_as_sealed() == as_sealed {
-                    outcomes.push((begun.index, self.settle(begun, &hashed, started, duration)));
+                    outcomes.push((begun.place, self.settle(begun, &hashed, started, duration)));
                 }
             }
         }

@@ -11,7 +11,7 @@ use crate::device::{DeviceError, Region};
 use crate::digest::{Digest, merge};
 use crate::error::Error;
 use crate::model::{ModelFile, TensorTable};
-use crate::shard::{Home, SealedShard, Shard};
+use crate::shard::{Home, SealedShard, Shard, Writable};
 use crate::shard_id::ShardId;
 
 use super::SealRequest;
@@ -185,8 +185,9 @@ impl Unsealed {
     /// Seals what is resident now, under the same name: hashed anew, signed for anew.
     ///
     /// # Errors
-    /// [`Error::Device`], [`Error::DeviceQuarantined`] and, where the policy requires records, [`Error::Audit`]. The memory
-    /// is given back then.
+    /// [`Error::Device`], [`Error::DeviceQuarantined`], [`Error::Policy`] where the memory is no longer what the policy asks
+    /// for, as where others can write to it now, and, where the policy requires records, [`Error::Audit`]. The memory is
+    /// given back then.
     pub fn reseal(mut self) -> Result<SealedShard, Error> {
         let worker = Arc::clone(&self.worker);
         worker.device_is_trusted()?;
@@ -196,6 +197,7 @@ impl Unsealed {
         let spares = worker.first_spares(self.region()?, &values, None)?;
         let gone = || Error::ForeignShard { shard_id: Box::new(self.shard_id) };
         let part = self.part.take().ok_or_else(gone)?;
+        worker.admit_region(self.region()?, self.shard_id, &Writable::carried(part.writable_since_ns))?;
         worker.record_first(&self.resealed(digest))?;
         let region = self.region.take().ok_or_else(gone)?;
         // From here on the region's end is the shard's, or that of the error below.
@@ -264,5 +266,48 @@ impl std::fmt::Debug for Unsealed {
             .field("reason", &self.reason)
             .field("previous", &self.previous)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use crate::audit::AuditTrail;
+    use crate::device::{HostDevice, HostOptions, Protection};
+    use crate::policy::{Policy, Violation};
+    use crate::seal::SealKey;
+    use crate::{Error, ManagerOptions, ShardId, VramManager};
+
+    /// However it came about that others can write to it: nothing in this crate hands it to them under such a policy.
+    #[test]
+    fn memory_that_others_can_write_to_is_not_sealed_anew_under_a_policy_that_asks_for_more() {
+        for require_read_only in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let device = std::sync::Arc::new(HostDevice::open(HostOptions::default()).unwrap());
+            let options = ManagerOptions {
+                worker_id: "worker".into(),
+                device,
+                key: SealKey::derive(&[7; 32], "worker").unwrap(),
+                trail: AuditTrail::open(dir.path()).unwrap(),
+                policy: Policy { require_read_only, ..Policy::default() },
+            };
+            let manager = VramManager::new(options).unwrap();
+            let id = ShardId::new("shard").unwrap();
+            let shard = manager.seal_model(id, "model", b"weights").unwrap();
+            let reseal = |shard| manager.unseal(shard, "an update").unwrap().reseal();
+            let shard = reseal(shard).unwrap();
+            shard.inner.writable.note(1);
+            match (require_read_only, reseal(shard)) {
+                (true, Err(Error::Policy { violation: Violation::NotReadOnly, .. })) => {
+                    assert_eq!((manager.capacity().used_bytes, manager.list().len()), (0, 0), "it is given back");
+                }
+                (false, Ok(shard)) => assert_eq!(shard.sealed_protection(), Protection::Advisory),
+                (_, other) => assert!(other.is_err() && other.is_ok(), "{other:?}"),
+            }
+            manager.trail().flush(Duration::from_secs(30)).unwrap();
+        }
     }
 }

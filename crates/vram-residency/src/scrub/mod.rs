@@ -238,9 +238,14 @@ impl Scrubber {
     }
 
     /// Verifies many shards now, as [`VramManager::verify_all`] does, then does what the policy says about each that is
-    /// damaged, and tells of it after that.
-    pub fn verify_all_now(&self, shards: &[SealedShard], told: &mut dyn FnMut(usize, Result<Verified, Error>)) {
-        self.core.verify_all_now(shards, told);
+    /// damaged, and tells of it after that. `told` is given each shard with its outcome, and no clone of it is kept here:
+    /// it can be unsealed or released while others are still verified and repaired.
+    pub fn verify_all_now(
+        &self,
+        shards: impl IntoIterator<Item = SealedShard>,
+        told: &mut dyn FnMut(usize, SealedShard, Result<Verified, Error>),
+    ) {
+        self.core.verify_all_now(shards.into_iter(), told);
     }
 
     /// Repairs a shard now from the source it is watched with.

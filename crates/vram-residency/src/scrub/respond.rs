@@ -28,18 +28,20 @@ impl Core {
         verified
     }
 
-    pub(super) fn verify_all_now(&self, shards: &[SealedShard], told: &mut dyn FnMut(usize, Result<Verified, Error>)) {
+    pub(super) fn verify_all_now(
+        &self,
+        shards: impl Iterator<Item = SealedShard>,
+        told: &mut dyn FnMut(usize, SealedShard, Result<Verified, Error>),
+    ) {
         let mut failed = Vec::new();
-        self.worker.verify_all(shards, &mut |index, outcome| match outcome {
-            Ok(_) => told(index, outcome),
+        self.worker.verify_all(shards, &mut |index, shard, outcome| match outcome {
+            Ok(_) => told(index, shard, outcome),
             // A repair takes its time, and the others are not to wait for it.
-            Err(_) => failed.push((index, outcome)),
+            Err(_) => failed.push((index, shard, outcome)),
         });
-        for (index, outcome) in failed {
-            if let Some(shard) = shards.get(index) {
-                self.answer(shard, &outcome);
-            }
-            told(index, outcome);
+        for (index, shard, outcome) in failed {
+            self.answer(&shard, &outcome);
+            told(index, shard, outcome);
         }
     }
 

@@ -1,29 +1,55 @@
 //! What of a shard is handed to other processes, and what that does to its protection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{SealedShard, Shard};
 use crate::device::{Export, Protection};
 use crate::error::Error;
+use crate::policy::Violation;
 
 /// Since when somebody else may write to a shard's memory. Nobody can take a descriptor back, so it stays so for as long as
 /// the memory does.
 #[derive(Debug, Default)]
-pub(crate) struct Writable(AtomicU64);
+pub(crate) struct Writable {
+    since_ns: AtomicU64,
+    /// Held by whoever hands the memory out for the first time, until that is on record or came to nothing.
+    handing: Mutex<Handed>,
+}
+
+/// What became of the memory so far.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    /// A descriptor that allows writing left, or the log may say that one did.
+    pub(crate) left: bool,
+    /// The lower protection is on record.
+    pub(crate) lowered: bool,
+}
 
 impl Writable {
     /// As it was before, where the same memory is sealed anew.
     pub(crate) fn carried(since_ns: Option<u64>) -> Self {
-        Self(AtomicU64::new(since_ns.unwrap_or(0)))
+        let handed = Handed { left: since_ns.is_some(), lowered: false };
+        Self { since_ns: AtomicU64::new(since_ns.unwrap_or(0)), handing: Mutex::new(handed) }
     }
 
-    /// From now on, unless it is so already. Times are nanoseconds since 1970.
+    /// Waits until nobody else hands the memory out.
+    pub(crate) fn begin(&self) -> MutexGuard<'_, Handed> {
+        self.handing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, unless it is so already. Times are nanoseconds since 1970. The caller has [begun](Self::begin).
     pub(crate) fn note(&self, now_ns: u64) {
-        let _ = self.0.compare_exchange(0, now_ns.max(1), Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.since_ns.compare_exchange(0, now_ns.max(1), Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It came to nothing: no descriptor left. The caller has [begun](Self::begin).
+    pub(crate) fn forget(&self) {
+        self.since_ns.store(0, Ordering::Release);
     }
 
     pub(crate) fn since_ns(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Acquire)).filter(|since| *since != 0)
+        Some(self.since_ns.load(Ordering::Acquire)).filter(|since| *since != 0)
     }
 
     /// What stops a write, where the device states so much of its own mapping.
@@ -43,7 +69,12 @@ impl Shard {
         if !self.lends() {
             return Err(Error::Quarantined { shard_id: Box::new(self.statement.shard_id) });
         }
-        Ok(self.region()?.export()?)
+        let export = self.region()?.export()?;
+        if export.is_writable() && !self.home.lends_writable() {
+            let violation = Violation::HandedOutWritable;
+            return Err(Error::Policy { shard_id: Box::new(self.statement.shard_id), violation });
+        }
+        Ok(export)
     }
 }
 
@@ -74,11 +105,14 @@ impl SealedShard {
     /// [`VramManager::hand_out`](crate::VramManager::hand_out) does that.
     ///
     /// # Errors
+    /// [`Error::Policy`] where the policy asks for read-only memory and the descriptor allows writing,
     /// [`Error::Quarantined`] after a failed check, [`Error::Device`] where the memory cannot be handed out.
     pub fn export(&self) -> Result<Export, Error> {
         let export = self.inner.export()?;
         if export.is_writable() {
+            let mut handed = self.inner.writable.begin();
             self.inner.writable.note(self.inner.home.wall_ns());
+            handed.left = true;
         }
         Ok(export)
     }

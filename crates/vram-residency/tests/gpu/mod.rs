@@ -32,8 +32,12 @@ pub fn device() -> CudaDevice {
 
 /// A manager on the emulated GPU, with its log in `dir`.
 pub fn try_manager(dir: &Path, policy: Policy) -> Result<VramManager, vram_residency::Error> {
+    try_manager_with(AuditTrail::open_with(dir, small_log()).unwrap(), policy)
+}
+
+/// The same with a log of the test's own.
+pub fn try_manager_with(trail: AuditTrail, policy: Policy) -> Result<VramManager, vram_residency::Error> {
     let device: Arc<dyn Device> = Arc::new(CudaDevice::open(&options())?);
-    let trail = AuditTrail::open_with(dir, small_log()).unwrap();
     VramManager::new(ManagerOptions { worker_id: WORKER.into(), device, key: key(), trail, policy })
 }
 

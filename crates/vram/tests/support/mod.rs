@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub(crate) mod attach;
+pub(crate) mod cuda_client;
 pub(crate) mod daemon;
 
 use std::ffi::{OsStr, OsString};

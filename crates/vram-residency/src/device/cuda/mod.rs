@@ -244,6 +244,10 @@ impl Device for CudaDevice {
         Ok(Box::new(CudaRegion::allocate(&self.shared, bytes, lead_bytes)?))
     }
 
+    fn hashes_together(&self) -> bool {
+        true
+    }
+
     fn hash_regions(
         &self,
         regions: &[&dyn Region],

@@ -62,22 +62,24 @@ impl Registry {
             return Err(Failure::new("no-shard", message));
         }
         let (began, mut bytes) = (Instant::now(), 0_u64);
-        let mut found = Vec::with_capacity(shards.len());
-        self.scrubber.verify_all_now(&shards, &mut |index, outcome| {
-            bytes = bytes.saturating_add(outcome.as_ref().map_or(0, |verified| verified.bytes));
-            found.push((index, outcome));
-        });
-        if found.iter().all(|(_, outcome)| outcome.is_ok()) {
-            self.note_speed(bytes, began.elapsed());
-        }
-        for (index, outcome) in found {
-            let Some(shard) = shards.get(index) else { continue };
+        let mut all_as_sealed = true;
+        // Each is let go of as soon as it is told of, so that it can be unsealed or released while others are repaired.
+        self.scrubber.verify_all_now(shards, &mut |_, shard, outcome| {
             let shard_id = *shard.shard_id();
             let outcome = match outcome {
-                Ok(_) => Outcome::Verified(Box::new(self.view(shard))),
-                Err(error) => Outcome::not(shard_id, error.into()),
+                Ok(verified) => {
+                    bytes = bytes.saturating_add(verified.bytes);
+                    Outcome::Verified(Box::new(self.view(&shard)))
+                }
+                Err(error) => {
+                    all_as_sealed = false;
+                    Outcome::not(shard_id, error.into())
+                }
             };
             outcomes.push((shard_id, outcome));
+        });
+        if all_as_sealed {
+            self.note_speed(bytes, began.elapsed());
         }
         outcomes.sort_by_key(|(shard_id, _)| *shard_id);
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())

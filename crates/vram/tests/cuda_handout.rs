@@ -86,10 +86,10 @@ fn a_gpus_memory_stays_where_it_is_unless_the_operator_says_otherwise() {
     let mut daemon = Daemon::start(&home, &["--device", "cuda:0"]);
     let note = text(&daemon.ready["attach_note"]);
     assert!(note.contains("not handed out") && note.contains("--attach-gpu trust-clients"), "{note}");
-    let client = client::connect_to(&daemon.attach()).unwrap();
-    for answer in [client.attach_cuda("big-bin").map(|_| ()), client.attach("big-bin").map(|_| ())] {
-        let (code, message) = refused(answer);
-        assert_eq!(code, ErrorCode::Device);
+    let (code, of_host) = refused(client::connect_to(&daemon.attach()).unwrap().attach("big-bin"));
+    assert_eq!(code, ErrorCode::Device);
+    let mut client = Client::start(&daemon, &Plan::default());
+    for message in [of_host, client.ask("attach big-bin")] {
         for words in ["[attach] gpu = \"trust-clients\"", "can write", "--device host"] {
             assert!(message.contains(words), "{message}");
         }
@@ -124,6 +124,9 @@ fn it_is_mapped_in_place_by_a_process_that_numbers_gpus_otherwise_and_called_adv
     assert_eq!(shard(&daemon.told(&["status"]), id)["protection"], "read-only");
     let (code, message) = refused(client::connect_to(&daemon.attach()).unwrap().attach(id));
     assert!(code == ErrorCode::Device && message.contains("attach_cuda"), "{code} {message}");
+    // This process has no driver: it does not even ask.
+    let error = client::connect_to(&daemon.attach()).unwrap().attach_cuda(id).unwrap_err();
+    assert!(matches!(error, ClientError::Device(_)), "{error}");
     assert_eq!(shard(&daemon.told(&["status"]), id)["protection"], "read-only", "refused is not handed out");
 
     // CUDA_VISIBLE_DEVICES=1,0
@@ -214,6 +217,7 @@ class Writing(attach_cuda.Mapped):
 weights, attached, _ = attach_cuda.Daemon(sys.argv[1]).attach('llama.safetensors', Writing)
 print(time.time_ns())
 weights.driver('cuMemcpyHtoD_v2', weights.pointer + 4096, ctypes.create_string_buffer(b'\\x55' * 64, 64), 64)
+time.sleep(0.3)
 weights.close()
 ";
     honest.ask("watch");
@@ -230,6 +234,8 @@ weights.close()
     let mut daemon = daemon;
     daemon.stop();
     let events = events(&home.audit());
+    let longest = named(&events, "ShardDetached").iter().filter_map(|event| event["held_ns"].as_u64()).max();
+    assert!(longest >= Some(300_000_000), "a mapping keeps its lease, also where nothing else keeps the connection");
     let failed = named(&events, "SealVerificationFailed")[0];
     assert_eq!((&failed["shard_id"], &failed["first_block"]), (&json!("llama-safetensors"), &json!(0)));
     let took = failed["time_ns"].as_u64().unwrap() - written;
@@ -383,9 +389,9 @@ fn an_operator_who_requires_read_only_memory_hands_none_of_a_gpus_out() {
     let config = home.file("vram.toml", b"require_read_only = true\n[attach]\ngpu = \"trust-clients\"\n");
     let mut daemon = Daemon::start(&home, &["--device", "cuda:0", "--config", config.to_str().unwrap()]);
     assert!(text(&daemon.ready["attach_note"]).contains("--require-read-only"), "{}", daemon.ready);
-    let client = client::connect_to(&daemon.attach()).unwrap();
-    let (code, message) = refused(client.attach_cuda("big-bin"));
-    assert!(code == ErrorCode::Device && message.contains("asks for read-only memory"), "{code} {message}");
+    let mut client = Client::start(&daemon, &Plan::default());
+    let message = client.ask("attach big-bin");
+    assert!(message.contains("(device)") && message.contains("asks for read-only memory"), "{message}");
     assert_eq!(shard(&daemon.told(&["status"]), "big-bin")["protection"], "read-only");
     assert_eq!(daemon.told(&["status"])["handout"]["leases"], 0);
     drop(client);
@@ -396,8 +402,8 @@ fn an_operator_who_requires_read_only_memory_hands_none_of_a_gpus_out() {
     // In main memory there is nothing of this.
     let daemon = Daemon::start(&home, &["--device", "host", "--attach-gpu", "trust-clients"]);
     assert_eq!(daemon.ready["attach_note"], Value::Null);
-    let (code, message) = refused(client::connect_to(&daemon.attach()).unwrap().attach_cuda("big-bin"));
-    assert!(code == ErrorCode::Device && message.contains("main memory"), "{code} {message}");
+    let message = Client::start(&daemon, &Plan::default()).ask("attach big-bin");
+    assert!(message.contains("(device)") && message.contains("main memory"), "{message}");
 }
 
 /// Where nothing was shown to stop writes anyway, there is nothing to lower, and clients are trusted as much.

@@ -20,11 +20,11 @@ use vram_residency::attest::statement::{Software, Statement};
 use vram_residency::attest::{AttestKey, AttestRequest, Fresh};
 use vram_residency::audit::{AuditTrail, TrailHealth};
 use vram_residency::device::conformance::Pattern;
-use vram_residency::device::{Export, Protection};
+use vram_residency::device::{CudaDevice, Export, Protection, WriteTest};
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::policy::Violation;
 use vram_residency::seal::parse_record;
-use vram_residency::{Error, Policy, ShardState};
+use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
 
 #[test]
 fn what_was_handed_out_is_advisory_until_it_is_loaded_anew_and_goes_on_to_be_verified() {
@@ -242,4 +242,37 @@ fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log
             "{require_audit} {lost}"
         );
     }
+}
+
+/// Where nothing was lowered, the only record is that of the client: without it nobody can write, and nothing says so.
+#[test]
+fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
+    let _emulator = Emulator::lock(Plan::default());
+    let dir = disk_dir();
+    let disk = Moody::default();
+    let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+    let mut options = gpu::options();
+    options.write_test = WriteTest::default();
+    let mut policy = Policy::default();
+    policy.require_audit = true;
+    let manager = VramManager::new(ManagerOptions {
+        worker_id: support::WORKER.into(),
+        device: Arc::new(CudaDevice::open(&options).unwrap()),
+        key: support::key(),
+        trail: AuditTrail::open_with(dir.path(), log).unwrap(),
+        policy,
+    })
+    .unwrap();
+    let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
+    assert_eq!(shard.protection(), Protection::Advisory);
+    disk.refuses(Some("ShardAttached"));
+    assert!(matches!(manager.hand_out(&shard, 1, 1), Err(Error::Audit(_))));
+    assert_eq!(shard.writable_since_ns(), None);
+    disk.refuses(None);
+    let begun = Instant::now();
+    while manager.hand_out(&shard, 2, 2).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the log resumes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(shard.writable_since_ns().is_some());
 }

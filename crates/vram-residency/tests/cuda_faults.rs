@@ -6,16 +6,13 @@ mod gpu;
 mod support;
 
 use cuda_emulator::{Emulator, Fault, Plan};
-use gpu::{memory, try_manager};
+use gpu::{faults, memory, try_manager};
 use support::{disk_dir, events, id, names};
 use vram_residency::digest::{BLOCK_BYTES, Digest, Expected};
 use vram_residency::model::{Format, ModelFile};
 use vram_residency::{Error, Policy, SealRequest, SealedShard, ShardState, VramManager};
 
 const WEIGHTS: &[u8] = &[0x5a; (BLOCK_BYTES + 700) as usize];
-
-/// Not every failure can be told from the driver saying so of something else: an answer of 1 means that a question has none.
-const CODES: [u32; 3] = [1, 2, 304];
 
 /// Opens the GPU, seals, verifies, finds a damaged bit, repairs it, hands out, releases.
 fn life(emulator: &Emulator, dir: &std::path::Path) -> Result<(), Error> {
@@ -59,47 +56,8 @@ fn used(emulator: &Emulator, manager: &VramManager, shard: &SealedShard) -> Resu
     first.and(repaired).and(exported)
 }
 
-/// One life with one fault. Whether it made a difference.
-fn with(fault: Fault) -> bool {
-    let mut emulator = Emulator::lock(Plan::default().fault(fault.clone()));
-    // Leaks are judged here: what a fault kept from being released is none.
-    emulator.leaves();
-    let dir = disk_dir();
-    let lived = life(&emulator, dir.path());
-    let report = emulator.report();
-    assert!(report.leaks().is_empty(), "{fault:?}: {:?} leaked after {lived:?}", report.leaks());
-    assert!(report.double_frees.is_empty(), "{fault:?}: {:?}", report.double_frees);
-    assert!(report.uses_after_free.is_empty(), "{fault:?}: {:?}", report.uses_after_free);
-    assert!(report.violations.is_empty(), "{fault:?}: {:?}", report.violations);
-    let Err(error) = &lived else { return false };
-    let text = error.to_string();
-    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
-    true
-}
-
-/// How many driver calls a life makes.
-fn calls() -> u64 {
-    let emulator = Emulator::lock(Plan::default());
-    let dir = disk_dir();
-    life(&emulator, dir.path()).unwrap();
-    let report = emulator.report();
-    assert_eq!(report.complaint(), None);
-    report.calls.values().sum()
-}
-
 fn every(step: usize) {
-    let calls = calls();
-    let mut differed = 0;
-    for nth in (1..=calls).step_by(step) {
-        let code = CODES[(nth % 3) as usize];
-        differed += u64::from(with(Fault::fail_once("*", nth, code)));
-        differed += u64::from(with(Fault::fail_forever("*", nth, code)));
-        // A GPU that falls off the bus, or finds a word of its memory uncorrectable.
-        differed += u64::from(with(Fault::lost("*", nth, if nth % 2 == 0 { 999 } else { 214 })));
-    }
-    let tried = calls.div_ceil(step as u64) * 3;
-    println!("{calls} calls in a life; {tried} faults, {differed} of which ended in an error");
-    assert!(differed * 2 > tried, "most faults are noticed");
+    faults::every(faults::calls(life), step, &mut |fault| faults::with(fault, life));
 }
 
 #[test]
@@ -126,7 +84,7 @@ fn a_driver_call_that_always_fails_leaves_nothing_behind() {
     };
     assert!(names.len() > 40, "{names:?}");
     for name in names {
-        with(Fault::fail_forever(&name, 1, 304));
+        faults::with(&Fault::fail_forever(&name, 1, 304), life);
     }
 }
 

@@ -10,7 +10,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use cuda_emulator::{After, Emulator, Fault, Memory, Plan};
-use gpu::{manager, memory, options, region, try_manager};
+use gpu::{faults, manager, memory, options, region, try_manager};
 use support::{disk_dir, events, id, names};
 use vram_residency::device::conformance::Pattern;
 use vram_residency::device::{CudaDevice, Device, HashVariant, Region};
@@ -355,40 +355,8 @@ fn life(emulator: &Emulator, dir: &std::path::Path) -> Result<(), Error> {
     outcome
 }
 
-fn with(fault: &Fault) -> bool {
-    let mut emulator = Emulator::lock(Plan::default().fault(fault.clone()));
-    emulator.leaves();
-    let dir = disk_dir();
-    let lived = life(&emulator, dir.path());
-    let report = emulator.report();
-    assert!(report.leaks().is_empty(), "{fault:?}: {:?} leaked after {lived:?}", report.leaks());
-    assert!(report.double_frees.is_empty(), "{fault:?}: {:?}", report.double_frees);
-    assert!(report.uses_after_free.is_empty(), "{fault:?}: {:?}", report.uses_after_free);
-    assert!(report.violations.is_empty(), "{fault:?}: {:?}", report.violations);
-    let Err(error) = &lived else { return false };
-    let text = error.to_string();
-    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
-    true
-}
-
 fn every(step: usize) {
-    let calls: u64 = {
-        let emulator = Emulator::lock(Plan::default());
-        let dir = disk_dir();
-        life(&emulator, dir.path()).unwrap();
-        let report = emulator.report();
-        assert_eq!(report.complaint(), None);
-        report.calls.values().sum()
-    };
-    let mut differed = 0;
-    for nth in (1..=calls).step_by(step) {
-        differed += u64::from(with(&Fault::fail_once("*", nth, [1, 2, 304][(nth % 3) as usize])));
-        differed += u64::from(with(&Fault::fail_forever("*", nth, 1)));
-        differed += u64::from(with(&Fault::lost("*", nth, if nth % 2 == 0 { 999 } else { 214 })));
-    }
-    let tried = calls.div_ceil(step as u64) * 3;
-    println!("{calls} calls in a life; {tried} faults, {differed} of which ended in an error");
-    assert!(differed * 2 > tried, "most faults are noticed");
+    faults::every(faults::calls(life), step, &mut |fault| faults::with(fault, life));
 }
 
 #[test]

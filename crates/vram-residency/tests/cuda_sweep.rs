@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cuda_emulator::{Emulator, Fault, Plan};
+use gpu::faults::{self, leaves_nothing};
 use gpu::{memory, options, region};
 use support::{disk_dir, events, host, id};
 use vram_residency::device::conformance::Pattern;
@@ -368,10 +369,7 @@ fn with(fault: &Fault) -> bool {
         assert!(second.iter().enumerate().all(|(index, outcome)| outcome.is_err() == out(index)), "{fault:?}");
     }
     drop((shards, manager));
-    let report = emulator.report();
-    assert!(report.leaks().is_empty(), "{fault:?}: {:?}", report.leaks());
-    assert!(report.double_frees.is_empty() && report.uses_after_free.is_empty(), "{fault:?}: {report:?}");
-    assert!(report.violations.is_empty(), "{fault:?}: {:?}", report.violations);
+    leaves_nothing(&emulator.report(), &format!("{fault:?}"));
     first.iter().enumerate().any(|(index, outcome)| outcome.is_ok() == (index == 4))
 }
 
@@ -386,16 +384,7 @@ fn every(step: usize) {
         verify_all(&manager, &shards);
         emulator.report().calls.values().sum::<u64>() - before
     };
-    let mut differed = 0;
-    for nth in (1..=calls).step_by(step) {
-        let code = [1, 2, 304][(nth % 3) as usize];
-        differed += u64::from(with(&Fault::fail_once("*", nth, code)));
-        differed += u64::from(with(&Fault::fail_forever("*", nth, code)));
-        differed += u64::from(with(&Fault::lost("*", nth, if nth % 2 == 0 { 999 } else { 214 })));
-    }
-    let tried = calls.div_ceil(step as u64) * 3;
-    println!("{calls} calls in a sweep; {tried} faults, {differed} of which made a difference");
-    assert!(differed * 2 > tried, "most faults are noticed");
+    faults::every(calls, step, &mut with);
 }
 
 #[test]

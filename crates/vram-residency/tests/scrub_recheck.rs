@@ -10,15 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::MemVfs;
-use sim::{Rules, SimClock, SimDevice};
-use support::{WORKER, host, id, key};
-use vram_residency::audit::AuditTrail;
+use sim::{Rules, SimClock};
+use support::id;
 use vram_residency::model::{Format, ModelFile};
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
-use vram_residency::{
-    Error, MOST_RECHECK_KEYS, ManagerOptions, Policy, Rechecked, SealRequest, SealedShard, ShardState, VramManager,
-};
+use vram_residency::{Error, MOST_RECHECK_KEYS, Rechecked, SealRequest, SealedShard, ShardState, VramManager};
 
 const PERIOD: Duration = Duration::from_secs(60);
 const RECHECK: Duration = Duration::from_secs(2);
@@ -35,17 +32,7 @@ impl Lab {
     fn new(on_failure: OnFailure) -> Self {
         let (clock, vfs) = (SimClock::new(), MemVfs::default());
         let rules = Arc::new(Rules::new(Arc::clone(&clock)));
-        let mut policy = Policy::default();
-        policy.on_failure = on_failure;
-        let log = audit_logging::Options { clock: Arc::clone(&clock) as _, ..common::options(&vfs, 1 << 20) };
-        let manager = VramManager::new(ManagerOptions {
-            worker_id: WORKER.into(),
-            device: Arc::new(SimDevice { inner: host(64 << 20), rules: Arc::clone(&rules) }),
-            key: key(),
-            trail: AuditTrail::open_with(&common::dir(), log).unwrap(),
-            policy,
-        })
-        .unwrap();
+        let manager = sim::manager(&clock, &vfs, &rules, on_failure);
         Self { clock, rules, manager, vfs }
     }
 

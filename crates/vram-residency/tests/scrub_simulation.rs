@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{FOREVER, Fault as DiskFault, MemVfs, Plan, Rng};
-use sim::{Mode, Rules, SimClock, SimDevice, SimSource};
-use support::{WORKER, host, id, key};
-use vram_residency::audit::{AuditTrail, TrailHealth};
+use sim::{Mode, Rules, SimClock, SimSource};
+use support::id;
+use vram_residency::audit::TrailHealth;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
-use vram_residency::{ManagerOptions, Policy, SealedShard, ShardState, VramManager};
+use vram_residency::{SealedShard, ShardState, VramManager};
 
 const PERIOD: Duration = Duration::from_secs(60);
 const STEPS: u64 = 120;
@@ -68,17 +68,7 @@ impl World {
         let on_failure =
             [OnFailure::Repair, OnFailure::Repair, OnFailure::FailClosed, OnFailure::Log, OnFailure::StopWorker]
                 [rng.below(5) as usize];
-        let mut policy = Policy::default();
-        policy.on_failure = on_failure;
-        let log = audit_logging::Options { clock: Arc::clone(&clock) as _, ..common::options(&vfs, 1 << 20) };
-        let manager = VramManager::new(ManagerOptions {
-            worker_id: WORKER.into(),
-            device: Arc::new(SimDevice { inner: host(64 << 20), rules: Arc::clone(&rules) }),
-            key: key(),
-            trail: AuditTrail::open_with(&common::dir(), log).unwrap(),
-            policy,
-        })
-        .unwrap();
+        let manager = sim::manager(&clock, &vfs, &rules, on_failure);
         let mut options = ScrubOptions::default();
         options.period = PERIOD;
         options.seed = Some(seed);

@@ -28,14 +28,8 @@ fn with_token<'a>(home: &'a Home, more: &[&str]) -> Daemon<'a> {
 fn a_crowd_that_only_connects_does_not_cut_off_who_is_answered() {
     let home = Home::new();
     let daemon = Daemon::start(&home, &["--max-connections", "8", "--allow-drill"]);
-    let mut stream = TcpStream::connect(&daemon.address).unwrap();
-    stream.set_read_timeout(Some(WAIT)).unwrap();
-    write!(stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    let (mut seen, mut buffer) = (String::new(), [0; 4096]);
-    while !seen.contains("\r\n\r\n") {
-        let count = stream.read(&mut buffer).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
-    }
+    let (mut stream, mut seen) = daemon.events();
+    let mut buffer = [0; 4096];
     let mut crowd: Vec<_> = (0..50).map(|_| TcpStream::connect(&daemon.address).unwrap()).collect();
     assert_eq!(daemon.get("/healthz").status, 200);
     // The first of them is gone, and not the stream, which is older.

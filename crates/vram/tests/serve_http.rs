@@ -168,15 +168,8 @@ fn every_metric_of_the_library_is_there() {
 fn records_are_streamed_as_they_are_made() {
     let home = Home::new();
     let mut daemon = Daemon::start(&home, &["--allow-drill"]);
-    let mut stream = TcpStream::connect(&daemon.address).unwrap();
-    stream.set_read_timeout(Some(WAIT)).unwrap();
-    write!(stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    let (mut seen, mut buffer) = (String::new(), [0; 4096]);
-    // The head is there, so the stream has begun.
-    while !seen.contains("\r\n\r\n") {
-        let count = stream.read(&mut buffer).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
-    }
+    let (mut stream, mut seen) = daemon.events();
+    let mut buffer = [0; 4096];
     daemon.told(&["drill", "big-bin"]);
     while !seen.contains("SealVerificationFailed") {
         let count = stream.read(&mut buffer).unwrap();

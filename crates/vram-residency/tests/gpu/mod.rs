@@ -1,6 +1,8 @@
 //! What the tests of the CUDA device share: the device on an emulated driver.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod faults;
+
 use std::path::Path;
 use std::sync::Arc;
 

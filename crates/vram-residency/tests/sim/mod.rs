@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use audit_logging::Clock;
+use vram_residency::audit::AuditTrail;
 use vram_residency::device::{
     Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
     StagedRegion,
@@ -16,8 +17,26 @@ use vram_residency::device::{
 use vram_residency::digest::{BlockValue, block_range, block_value};
 use vram_residency::fingerprint::{Fingerprint, FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 use vram_residency::model::Source;
+use vram_residency::policy::OnFailure;
+use vram_residency::{ManagerOptions, Policy, VramManager};
 
-use crate::common::Rng;
+use crate::common::{self, MemVfs, Rng};
+use crate::support::{WORKER, host, key};
+
+/// A manager in main memory of 64 MiB whose clock, file system and device do as a simulation says.
+pub(crate) fn manager(clock: &Arc<SimClock>, vfs: &MemVfs, rules: &Arc<Rules>, on_failure: OnFailure) -> VramManager {
+    let mut policy = Policy::default();
+    policy.on_failure = on_failure;
+    let log = audit_logging::Options { clock: Arc::clone(clock) as _, ..common::options(vfs, 1 << 20) };
+    VramManager::new(ManagerOptions {
+        worker_id: WORKER.into(),
+        device: Arc::new(SimDevice { inner: host(64 << 20), rules: Arc::clone(rules) }),
+        key: key(),
+        trail: AuditTrail::open_with(&common::dir(), log).unwrap(),
+        policy,
+    })
+    .unwrap()
+}
 
 /// Time goes on when the test says so.
 #[derive(Debug)]

@@ -37,6 +37,19 @@ impl Answer {
 }
 
 impl<'a> Daemon<'a> {
+    /// The stream of events, and what was read of it: its head at least, so that it has begun.
+    pub(crate) fn events(&self) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        write!(stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let (mut seen, mut buffer) = (String::new(), [0; 4096]);
+        while !seen.contains("\r\n\r\n") {
+            let count = stream.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        (stream, seen)
+    }
+
     /// Serves two raw models of 2.5 MiB and 70 kB, checked every second.
     pub(crate) fn start(home: &'a Home, arguments: &[&str]) -> Self {
         Self::start_every(home, "1s", arguments)

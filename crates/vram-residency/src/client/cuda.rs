@@ -7,7 +7,7 @@ use super::connection::{Connection, protocol, unexpected};
 use super::handed::{Handed, Lease, descriptor};
 use super::watch::Watch;
 use crate::attest::uuid;
-use crate::device::{DeviceInfo, ImportedRegion, Offered};
+use crate::device::{DeviceInfo, ImportedRegion, Importer, Offered};
 use crate::digest::Digest;
 use crate::handout::{Answer, AttachedCuda as Message, Request};
 use crate::model::{Dtype, Tensor, TensorTable};
@@ -46,7 +46,7 @@ impl AttachedCuda {
             return Err(ClientError::OldDaemon);
         }
         // First: from the moment that a descriptor leaves, the daemon calls the shard's protection advisory.
-        ImportedRegion::can_be_opened()?;
+        let importer = Importer::new()?;
         let (first, second) = connection.ask_for_two(request)?;
         let Answer::AttachedCuda(attached) = first.answer else { return Err(unexpected(&first.answer)) };
         let Message { lease, device, allocation_bytes, offset, shard, seal } = *attached;
@@ -55,7 +55,7 @@ impl AttachedCuda {
         let device = uuid(&device).filter(|device| *device == handed.sealed.device.uuid);
         let device = device.ok_or_else(|| protocol("the GPU is not the one that the seal names"))?;
         let offered = Offered { device, allocation_bytes, offset, bytes: handed.info.bytes };
-        let region = ImportedRegion::open(&file, offered)?;
+        let region = ImportedRegion::open(importer, &file, offered)?;
         Ok(Self { region, handed })
     }
 

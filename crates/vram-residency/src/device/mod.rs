@@ -38,7 +38,7 @@ pub use cuda::{
     CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
     disable_kernel_cache,
 };
-pub(crate) use cuda::{ImportedRegion, Offered};
+pub(crate) use cuda::{ImportedRegion, Importer, Offered};
 pub use facts::{
     Capacity, DeviceInfo, DeviceKind, DeviceUuid, Foreign, MemoryCheck, Protection, Residency, SuspectedPaged,
 };

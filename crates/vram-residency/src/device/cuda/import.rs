@@ -27,6 +27,24 @@ pub(crate) struct Offered {
     pub(crate) bytes: u64,
 }
 
+/// A driver of this process that shows GPUs: without one nothing is asked for.
+#[derive(Debug)]
+pub(crate) struct Importer {
+    driver: Arc<Driver>,
+}
+
+impl Importer {
+    /// Loads the driver.
+    ///
+    /// # Errors
+    /// Why it cannot be, or that it shows no GPU.
+    pub(crate) fn new() -> Result<Self, CudaError> {
+        let driver = Arc::new(Driver::load(None)?);
+        driver.device(0)?;
+        Ok(Self { driver })
+    }
+}
+
 /// A region of another process. Dropping it unmaps it.
 #[derive(Debug)]
 pub(crate) struct ImportedRegion {
@@ -47,26 +65,18 @@ impl ImportedRegion {
     /// [`CudaError::NoSuchUuid`] where this process is shown no such GPU, [`CudaError::Offer`] where what is offered does not
     /// fit together, [`CudaError::NotReadOnly`] where the driver does not map it for reading only, and whatever the driver
     /// refuses. Nothing stays mapped then.
-    pub(crate) fn open(descriptor: &OwnedFd, offered: Offered) -> Result<Self, CudaError> {
+    pub(crate) fn open(importer: Importer, descriptor: &OwnedFd, offered: Offered) -> Result<Self, CudaError> {
         let end = offered.offset.checked_add(offered.bytes);
         if !offered.offset.is_multiple_of(8) || end.is_none_or(|end| end > offered.allocation_bytes) {
             return Err(CudaError::Offer);
         }
-        let driver = Arc::new(Driver::load(None)?);
+        let Importer { driver } = importer;
         let device = find(&driver, offered.device)?;
         let context = Context::open(driver, device)?;
         let mapped = Mapped::import(&context, descriptor, offered.allocation_bytes, Access::Read)?;
         let region = Self { mapped, offered, lanes: OnceLock::new(), kernels: OnceLock::new(), context };
         region.is_read_only()?;
         Ok(region)
-    }
-
-    /// Whether this process has a driver that shows GPUs at all.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(crate) fn can_be_opened() -> Result<(), CudaError> {
-        Driver::load(None)?.device(0).map(drop)
     }
 
     /// Where the region's first byte is, in the primary context's address space.

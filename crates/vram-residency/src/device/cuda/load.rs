@@ -240,11 +240,11 @@ impl<'a> Filling<'a> {
         copied?;
         let (results, _) = results.as_chunks::<VALUE_BYTES>();
         for ((block, value), result) in (0_u64..).zip(values).zip(results) {
-            // No bytes have that value.
-            if *result == [0; VALUE_BYTES] {
+            *value = BlockValue::from_bytes(*result);
+            // What was wiped, and not hashed.
+            if *value == BlockValue::UNKNOWN {
                 return Err(DeviceError::Inconsistent { device: DeviceKind::Cuda, block });
             }
-            *value = BlockValue::from_bytes(*result);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ mod sweep;
 mod write_test;
 
 pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
-pub(crate) use import::{ImportedRegion, Offered};
+pub(crate) use import::{ImportedRegion, Importer, Offered};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
 pub use write_test::WriteTest;

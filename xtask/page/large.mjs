@@ -22,7 +22,7 @@ export async function synthetic(page, base) {
   await page.route("**/v1/status", (route) => json(route, {
     ...real, ready: false, not_ready: ["large: the shard is quarantined"], time: new Date().toISOString(), shards: [shard], 
     scrub: { ...real.scrub, period_seconds: period, throughput_bytes_per_second: 2 ** 30 }, ready_since: new Date(found).toISOString(),
-    device: { ...real.device, total_bytes: 256 * 2 ** 30, used_bytes: shard.bytes, available_bytes: 56 * 2 ** 30 },
+    devices: [{ ...real.devices[0], total_bytes: 256 * 2 ** 30, used_bytes: shard.bytes, available_bytes: 56 * 2 ** 30 }],
   }));
   await page.route("**/v1/shards/large/blocks", (route) => {
     for (let block = 0; block < BLOCKS; block += 1) ages[block] = since + Math.floor(random() * 68);

@@ -96,8 +96,9 @@ impl Drop for Acting {
     }
 }
 
-/// For whom this thread works.
-pub(crate) fn acting() -> Option<Actor> {
+/// For whom this thread works: to be handed on to threads that work for it.
+#[must_use]
+pub fn acting() -> Option<Actor> {
     ACTING.try_with(Cell::get).ok().flatten()
 }
 

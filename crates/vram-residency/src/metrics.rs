@@ -67,13 +67,13 @@ pub const SCRUB_ERRORS: &str = "vram.scrub.errors";
 pub const SCRUB_RESTARTS: &str = "vram.scrub.restarts";
 /// Time within which every block is to be checked.
 pub const SCRUB_PERIOD: &str = "vram.scrub.period";
-/// Speed of the continuous check over the last seconds.
+/// Speed of the continuous check over the last seconds. Label: device.
 pub const SCRUB_THROUGHPUT: &str = "vram.scrub.throughput_bytes_per_second";
-/// Whether the continuous check is at work: 1 or 0.
+/// Whether the continuous check is at work: 1 or 0. Label: device.
 pub const SCRUB_ALIVE: &str = "vram.scrub.alive";
 /// Age of a shard's oldest block, that is, time since the last check of it. Label: shard.
 pub const SCRUB_OLDEST: &str = "vram.scrub.oldest";
-/// Shards that are watched.
+/// Shards that are watched. Label: device.
 pub const SHARDS: &str = "vram.shards";
 /// Where a shard stands: 1 for its state and 0 for the others. Labels: shard, state.
 pub const SHARD_STATE: &str = "vram.shard.state";
@@ -170,10 +170,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(device: &str) -> Self {
-        let on_device = |name, unit, help| {
-            metrics::describe_gauge!(name, unit, help);
-            metrics::gauge!(name, "device" => device.to_owned())
-        };
+        let on_device = |name, unit, help| gauge_on(device, name, unit, help);
         Self {
             seals: counter(SEALS, "Shards sealed."),
             seal_failures: counter(SEAL_FAILURES, "Seals that were refused or failed."),
@@ -223,8 +220,9 @@ pub(crate) struct ScrubMetrics {
 }
 
 impl ScrubMetrics {
-    pub(crate) fn register() -> Self {
+    pub(crate) fn register(device: &str) -> Self {
         describe_shards();
+        let on_device = |name, help| gauge_on(device, name, Unit::Count, help);
         Self {
             bytes: counter_of(SCRUB_BYTES, Unit::Bytes, "Bytes found as sealed by the continuous check."),
             blocks: counter(SCRUB_BLOCKS, "Blocks found as sealed by the continuous check."),
@@ -233,9 +231,9 @@ impl ScrubMetrics {
             errors: counter(SCRUB_ERRORS, "Checks of a block that could not be carried out."),
             restarts: counter(SCRUB_RESTARTS, "Starts of the continuous check after a panic."),
             period: gauge_of(SCRUB_PERIOD, Unit::Seconds, "Time within which every block is to be checked."),
-            throughput: gauge_of(SCRUB_THROUGHPUT, Unit::Count, "Speed of the continuous check."),
-            alive: gauge_of(SCRUB_ALIVE, Unit::Count, "1 while the continuous check is at work."),
-            shards: gauge_of(SHARDS, Unit::Count, "Shards that are watched."),
+            throughput: on_device(SCRUB_THROUGHPUT, "Speed of the continuous check."),
+            alive: on_device(SCRUB_ALIVE, "1 while the continuous check is at work."),
+            shards: on_device(SHARDS, "Shards that are watched."),
             audit_queue: gauge_of(AUDIT_QUEUE, Unit::Count, "Records that wait for the disk."),
             audit_records: gauge_of(AUDIT_RECORDS, Unit::Count, "Durable records in the log."),
         }
@@ -385,6 +383,11 @@ fn counter_of(name: &'static str, unit: Unit, help: &'static str) -> Counter {
 fn gauge_of(name: &'static str, unit: Unit, help: &'static str) -> Gauge {
     metrics::describe_gauge!(name, unit, help);
     metrics::gauge!(name)
+}
+
+fn gauge_on(device: &str, name: &'static str, unit: Unit, help: &'static str) -> Gauge {
+    metrics::describe_gauge!(name, unit, help);
+    metrics::gauge!(name, "device" => device.to_owned())
 }
 
 fn histogram(name: &'static str, help: &'static str) -> Histogram {

@@ -154,7 +154,7 @@ pub(crate) struct Seal {
 /// How the host device is opened.
 #[derive(Debug, Args)]
 pub(crate) struct Host {
-    /// Most bytes that may become resident, such as 8GiB [default: what the machine has free].
+    /// Most bytes that may become resident on each device, such as 8GiB [default: what there is free].
     #[arg(long, value_name = "BYTES")]
     pub(crate) capacity: Option<Bytes>,
     /// Threads that copy and hash [default: one for each processor].

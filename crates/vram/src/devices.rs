@@ -19,21 +19,6 @@ pub(crate) struct Chosen {
     pub(crate) note: Option<String>,
 }
 
-/// Refuses several devices where there can be only one, before any of them is looked at.
-pub(crate) fn only_one(choice: &DeviceChoice) -> Result<(), Failure> {
-    match choice {
-        DeviceChoice::Cuda(numbers) if numbers.len() > 1 => Err(several()),
-        _ => Ok(()),
-    }
-}
-
-fn several() -> Failure {
-    Failure::usage(
-        "vram serve keeps weights on one device; start a daemon for each GPU, each with its own --socket, --attach-socket, \
-         --listen and --audit-dir",
-    )
-}
-
 /// Finds the devices that were asked for, and begins their write test where that is wanted. Somebody who asked for a GPU is
 /// not given anything else.
 ///
@@ -106,12 +91,6 @@ impl Chosen {
             Ok(Arc::new(device))
         };
         tested.into_iter().map(open).collect()
-    }
-
-    /// Opens the only device.
-    pub(crate) fn open_one(&mut self, host: &Host, out: &Out) -> Result<Arc<dyn Device>, Failure> {
-        let [device] = <[_; 1]>::try_from(self.open(host, out)?).map_err(|_| several())?;
-        Ok(device)
     }
 }
 

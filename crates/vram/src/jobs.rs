@@ -11,6 +11,7 @@ use vram_residency::policy::RequiredResidency;
 use vram_residency::{Error, MAX_SHARD_ID, Policy, SealRequest, ShardId};
 
 use crate::approve::Approved;
+use crate::devices;
 use crate::exit::Failure;
 use crate::output::Out;
 
@@ -89,8 +90,17 @@ fn name_for(path: &Path, is_taken: &dyn Fn(&ShardId) -> bool) -> ShardId {
     std::iter::once(plain).chain(numbered).find(|id| !is_taken(id)).unwrap_or(plain)
 }
 
-/// All of it must fit, or none of it is begun.
-pub(crate) fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failure> {
+/// On which of the devices each file becomes resident. All of it must fit, or none of it is begun.
+pub(crate) fn places(jobs: &[Job], devices: &[Arc<dyn Device>]) -> Result<Vec<usize>, Failure> {
+    if let [device] = devices {
+        check_room(jobs, &**device)?;
+        return Ok(vec![0; jobs.len()]);
+    }
+    let rooms: Vec<_> = devices.iter().map(|device| (device.name(), device.capacity().available_bytes())).collect();
+    spread_over(jobs, &rooms)
+}
+
+fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failure> {
     let needed = jobs.iter().map(|job| job.file.len()).fold(0, u64::saturating_add);
     let available = device.capacity().available_bytes();
     if needed <= available {
@@ -104,6 +114,23 @@ pub(crate) fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failur
     );
     // One file that does not fit is refused by the device itself, which records that.
     if jobs.len() > 1 { Err(Failure::new("memory", message)) } else { Ok(()) }
+}
+
+/// The same, of several devices that have a name and room for so many bytes each.
+pub(crate) fn spread_over(jobs: &[Job], rooms: &[(String, u64)]) -> Result<Vec<usize>, Failure> {
+    let sizes: Vec<_> = jobs.iter().map(|job| job.file.len()).collect();
+    let free: Vec<_> = rooms.iter().map(|(_, bytes)| *bytes).collect();
+    devices::spread(&sizes, &free).ok_or_else(|| {
+        let shown: Vec<_> = rooms.iter().map(|(name, bytes)| format!("{name} has {bytes}")).collect();
+        let needed = sizes.iter().copied().fold(0, u64::saturating_add);
+        let message = format!(
+            "there is no room for {} of {needed} bytes, each as a whole: {} bytes free; seal fewer files at a time, free \
+             some memory, or name more GPUs",
+            count(jobs.len(), "file"),
+            shown.join(", ")
+        );
+        Failure::new("memory", message)
+    })
 }
 
 /// What the memory must be like.

@@ -135,7 +135,7 @@ fn the_daemon_keeps_checks_and_repairs_weights_on_a_gpu_and_hands_none_out() {
     let metrics = daemon.get("/metrics").body;
     assert!(metrics.contains("vram_device_capacity_bytes{device=\"cuda:0\"}"), "{metrics}");
     let status = daemon.told(&["status"]);
-    assert_eq!(status["device"]["write_test"], "refused", "{status}");
+    assert_eq!(status["devices"][0]["write_test"], "refused", "{status}");
     assert_eq!(status["shards"][0]["protection"], "read-only");
     let mut raw = Raw::greeted(&daemon.attach());
     let refused = raw.ask(&json!({ "type": "attach", "shard": "big-bin" }));
@@ -239,7 +239,7 @@ fn a_driver_that_lies_about_writes_is_found_out_before_anything_is_sealed() {
     let mut daemon = Daemon::start(&home, &["--device", "cuda:0"]);
     let status = daemon.told(&["status"]);
     assert_eq!(
-        (&status["device"]["write_test"], &status["shards"][0]["protection"]),
+        (&status["devices"][0]["write_test"], &status["shards"][0]["protection"]),
         (&json!("went-through"), &json!("advisory"))
     );
     daemon.stop();
@@ -265,6 +265,6 @@ fn without_the_write_test_nothing_is_stored_and_the_reason_is_said() {
 
     let config = home.file("vram.toml", b"no_write_test = true\n");
     let mut daemon = Daemon::start(&home, &["--device", "cuda:0", "--config", config.to_str().unwrap()]);
-    assert!(text(&daemon.told(&["status"])["device"]["write_test_detail"]).contains("--no-write-test"));
+    assert!(text(&daemon.told(&["status"])["devices"][0]["write_test_detail"]).contains("--no-write-test"));
     daemon.stop();
 }

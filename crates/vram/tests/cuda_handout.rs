@@ -6,7 +6,6 @@ mod support;
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Instant;
 
 use cuda_emulator::{Fault, Plan, Report};
 use serde_json::{Value, json};
@@ -199,7 +198,7 @@ fn a_client_that_writes_is_found_and_it_is_on_record_that_it_could() {
     let (well, out, err) = python(&daemon, &plan, &["attach_cuda.py", socket, "llama.safetensors"]);
     assert!(well, "{err}");
     let sha256: String = sha2::Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
-    let device = text(&daemon.ready["device"]["uuid"]);
+    let device = text(&daemon.ready["devices"][0]["uuid"]);
     for line in [format!("gpu {device} is 0 here"), format!("sha256 {sha256}"), "lm_head.weight BF16".to_owned()] {
         assert!(out.contains(&line), "{out}");
     }
@@ -276,14 +275,14 @@ fn clients_and_daemons_that_are_killed_leave_nothing_and_memory_that_stays_is_ac
     // Given up by force, it is the client's for as long as he likes.
     let mut client = Client::start(&daemon, &plan);
     assert!(client.ask("attach big-bin").starts_with("cuda:0"));
-    let used = daemon.told(&["status"])["device"]["used_bytes"].as_u64().unwrap();
+    let used = daemon.told(&["status"])["devices"][0]["used_bytes"].as_u64().unwrap();
     daemon.ask(&["release", "big-bin"]).failed(1, "leased", &["big-bin", "--force"]);
     client.ask("watch");
     daemon.told(&["release", "big-bin", "--force"]);
     assert!(client.ask("wait").contains("gave the shard up"));
     let status = daemon.told(&["status"]);
     assert_eq!((&status["handout"]["lingering_bytes"], &status["handout"]["leases"]), (&json!(5 << 19), &json!(0)));
-    assert!(status["device"]["used_bytes"].as_u64().unwrap() < used);
+    assert!(status["devices"][0]["used_bytes"].as_u64().unwrap() < used);
     assert!(client.ask("verify").starts_with("blake3:"), "it is as it was");
     assert_eq!(client.end().complaint(), None);
     daemon.until("nothing lingers", |status| status["handout"]["lingering_bytes"] == 0);
@@ -432,15 +431,24 @@ fn memory_that_is_advisory_already_is_handed_out_all_the_same() {
 }
 
 #[test]
-fn several_gpus_for_one_daemon_are_refused_before_anything_is_touched() {
-    let home = Home::with_gpus(&Plan::with_devices(2));
-    let (socket, begun) = (home.path("s"), Instant::now());
-    let mut command = home.command();
-    command.args(["serve", "--json", "--device", "cuda:0,cuda:1", "--listen", "127.0.0.1:0", "--socket"]).arg(&socket);
-    // A file that is not there would be told of next.
-    let ran = Ran::from(command.arg(home.path("missing.bin")).output().unwrap());
-    ran.failed(2, "usage", &["one device", "a daemon for each GPU", "--socket"]);
-    assert!(begun.elapsed() < WAIT && !socket.exists() && !home.path("s-attach").exists());
-    assert!(!home.path("report.json").exists(), "the driver was not even loaded");
-    assert!(!home.state().exists(), "nothing was made");
+fn what_is_handed_out_of_one_gpu_lowers_nothing_on_another() {
+    let plan = Plan::with_devices(2);
+    let home = Home::with_gpus(&plan);
+    let mut daemon = Daemon::start(&home, &["--device", "cuda:0,cuda:1", "--attach-gpu", "trust-clients"]);
+    let mut client = Client::start(&daemon, &plan);
+    assert!(client.ask("attach small-bin").starts_with("cuda:1 70000"), "the GPU that holds it");
+    assert!(client.ask("verify").contains("blake3:"));
+    let status = daemon.told(&["status"]);
+    let protections = ["big-bin", "small-bin"].map(|id| shard(&status, id)["protection"].clone());
+    assert_eq!(protections, [json!("read-only"), json!("advisory")], "{status}");
+    assert_eq!(client.ask("release"), "released");
+    assert!(client.ask("attach big-bin").starts_with("cuda:0 2621440"));
+    assert_eq!(client.end().complaint(), None);
+    assert_eq!(daemon.told(&["verify"]).as_array().unwrap().len(), 2);
+    daemon.stop();
+    let events = events(&home.audit());
+    let lowered = named(&events, "ProtectionLowered");
+    let devices: Vec<_> = lowered.iter().map(|event| text(&event["device"]["uuid"])).collect();
+    assert!(devices.len() == 2 && devices[0] != devices[1], "{lowered:?}");
+    assert_eq!(home.driver_report().complaint(), None);
 }

@@ -272,7 +272,7 @@ fn a_shard_that_is_in_use_is_given_up_by_force_only_and_its_memory_is_accounted_
     let client = client::connect_to(&daemon.attach()).unwrap();
     let attached = client.attach("big-bin").unwrap();
     let watch = attached.watch().unwrap();
-    let before = daemon.told(&["status"])["device"]["used_bytes"].as_u64().unwrap();
+    let before = daemon.told(&["status"])["devices"][0]["used_bytes"].as_u64().unwrap();
     daemon.ask(&["release", "big-bin"]).failed(1, "leased", &["big-bin", "1 lease", "--force"]);
     daemon.ask(&["unseal", "big-bin", "--reason", "x"]).failed(1, "leased", &["big-bin", "--force"]);
     assert!(watch.is_verified(), "refused is not half done");
@@ -283,7 +283,7 @@ fn a_shard_that_is_in_use_is_given_up_by_force_only_and_its_memory_is_accounted_
     attached.verify().expect("the memory is the client's for as long as he likes");
     let status = daemon.told(&["status"]);
     assert_eq!((&status["handout"]["lingering_bytes"], &status["handout"]["leases"]), (&json!(5 << 19), &json!(0)));
-    assert!(status["device"]["used_bytes"].as_u64().unwrap() < before);
+    assert!(status["devices"][0]["used_bytes"].as_u64().unwrap() < before);
     let shown = home.command().args(["status", "--socket"]).arg(&daemon.socket).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("2.5 MiB given up and still in their memory") && shown.contains("(given up)"), "{shown}");

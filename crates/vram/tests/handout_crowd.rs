@@ -72,7 +72,7 @@ fn a_thousand_attaches_and_releases_leave_nothing_behind() {
     cycle(&client::connect_to(&daemon.attach()).unwrap());
     daemon.until("the first is gone", is_empty);
     let (files, memory) = (kept(&daemon).len(), private_kib(daemon.child.id()));
-    let used = daemon.told(&["status"])["device"]["used_bytes"].clone();
+    let used = daemon.told(&["status"])["devices"][0]["used_bytes"].clone();
     let ours = (std::fs::read_dir("/proc/self/fd").unwrap().count(), private_kib(std::process::id()));
     let one = client::connect_to(&daemon.attach()).unwrap();
     for _ in 0..500 {
@@ -81,7 +81,7 @@ fn a_thousand_attaches_and_releases_leave_nothing_behind() {
     }
     drop(one);
     let status = daemon.until("all are gone", is_empty);
-    assert_eq!(status["device"]["used_bytes"], used);
+    assert_eq!(status["devices"][0]["used_bytes"], used);
     are_closed(&daemon, files);
     let grown = private_kib(daemon.child.id()).saturating_sub(memory);
     eprintln!("the daemon's own memory grew by {grown} KiB");

@@ -94,13 +94,13 @@ fn drills_and_faults_that_are_only_logged_do_not_cost_the_device() {
         daemon.until("it is quarantined", |status| state(status, "small-bin") == "QUARANTINED");
         daemon.told(&["repair", "small-bin"]);
     }
-    assert_eq!(daemon.told(&["status"])["device"]["quarantined"], Value::Null);
+    assert_eq!(daemon.told(&["status"])["devices"][0]["quarantined"], Value::Null);
     drop(daemon);
     let daemon = Daemon::start(&home, &["--allow-drill", "--on-failure", "log"]);
     daemon.told(&["drill", "small-bin"]);
     let status = daemon.until("it was found in three passes", |status| status["scrub"]["faults"].as_u64() > Some(3));
     assert_eq!((state(&status, "small-bin"), state(&status, "big-bin")), ("SUSPECT", "VERIFIED"));
-    assert_eq!(status["device"]["quarantined"], Value::Null);
+    assert_eq!(status["devices"][0]["quarantined"], Value::Null);
 }
 
 #[test]

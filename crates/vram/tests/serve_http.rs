@@ -161,7 +161,7 @@ fn every_metric_of_the_library_is_there() {
         assert!(is_there, "{name} is not in {page}");
     }
     assert!(page.contains("vram_shard_state{shard=\"big-bin\",state=\"verified\"} 1"), "{page}");
-    assert!(page.contains("vram_shards 2"));
+    assert!(page.contains("vram_shards{device=\"host\"} 2"));
 }
 
 #[test]

@@ -252,6 +252,12 @@ impl VramManager {
         drop(shard);
     }
 
+    /// Whether a shard is one of this manager's.
+    #[must_use]
+    pub fn holds(&self, shard: &SealedShard) -> bool {
+        self.own(shard).is_ok()
+    }
+
     /// Refuses shards of other managers.
     fn own(&self, shard: &SealedShard) -> Result<(), Error> {
         self.worker.is_own(shard)

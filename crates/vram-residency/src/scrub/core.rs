@@ -88,7 +88,7 @@ impl Core {
             Some(seed) => Chance::of_number(seed),
             None => Chance::new(random()?),
         };
-        let metrics = ScrubMetrics::register();
+        let metrics = ScrubMetrics::register(&manager.device_name());
         metrics.period.set(options.period.as_secs_f64());
         let worker = Arc::clone(&manager.worker);
         let now = worker.now_ns();

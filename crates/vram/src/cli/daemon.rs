@@ -76,8 +76,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "TIME")]
     #[serde(deserialize_with = "text")]
     pub(crate) period: Option<Period>,
-    /// What checking may cost: a share of one thread's time such as 25%, a speed such as 200MiB/s, or unlimited
-    /// [default: 25%].
+    /// What checking may cost: on each device: a share of one thread's time such as 25%, a speed such as 200MiB/s, or
+    /// unlimited [default: 25%].
     #[arg(long, value_name = "BUDGET")]
     #[serde(deserialize_with = "text")]
     pub(crate) budget: Option<Budget>,
@@ -101,11 +101,12 @@ pub(crate) struct ServeOptions {
     /// Let `vram drill` damage resident bits on purpose.
     #[arg(long)]
     pub(crate) allow_drill: bool,
-    /// Where the weights become resident: auto, host or cuda:N [default: auto].
+    /// Where the weights become resident: auto, host, cuda:N, or several GPUs that files are spread over: cuda:0,cuda:1
+    /// [default: auto].
     #[arg(long)]
     #[serde(deserialize_with = "text")]
     pub(crate) device: Option<DeviceChoice>,
-    /// Most bytes that may become resident, such as 8GiB [default: what the machine has free].
+    /// Most bytes that may become resident on each device, such as 8GiB [default: what there is free].
     #[arg(long, value_name = "BYTES")]
     #[serde(deserialize_with = "text")]
     pub(crate) capacity: Option<Bytes>,

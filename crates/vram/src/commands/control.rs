@@ -176,8 +176,9 @@ fn judge(answer: &Value) -> Result<(), Failure> {
     if states.is_empty() {
         return Ok(());
     }
+    let is_quarantined = |device: &Value| device.get("quarantined").is_some_and(|reason| !reason.is_null());
     let lost =
-        answer.get("device").and_then(|device| device.get("quarantined")).is_some_and(|reason| !reason.is_null());
+        answer.get("devices").and_then(Value::as_array).is_some_and(|devices| devices.iter().any(is_quarantined));
     let remedy = if lost {
         "the device is quarantined: restart the daemon, and replace the device if it happens again"
     } else if states.iter().any(|state| state == "FAILED") {

@@ -1,11 +1,10 @@
 //! `vram seal`: load, seal, verify, report, release.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use vram_residency::device::{Device, DeviceInfo, Protection, Residency, WriteTest};
+use vram_residency::device::{DeviceInfo, Protection, Residency, WriteTest};
 use vram_residency::digest::Digest;
 use vram_residency::{SealedShard, ShardId, ShardState, VramManager};
 
@@ -13,7 +12,7 @@ use crate::approve::{self, ApprovalView};
 use crate::cli::{Global, Seal};
 use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, Job, Rules, check_room, count, progress_bar};
+use crate::jobs::{self, Job, Rules, count, progress_bar};
 use crate::output::{Out, Style, gb_per_s, hex, printable, rfc3339, size, time};
 use crate::session::{self, AuditSummary, Trail};
 use crate::state;
@@ -71,7 +70,7 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         }
     }
     let opened = chosen.open(&seal.host, out)?;
-    let places = places(&jobs, &opened)?;
+    let places = jobs::places(&jobs, &opened)?;
     let secret = state::secret(global)?;
     let rules = Rules {
         locked: seal.require_locked,
@@ -131,28 +130,6 @@ fn approve(manager: &VramManager, seal: &Seal, trail: &Trail, jobs: &mut [Job], 
         }
     }
     Ok(())
-}
-
-/// On which of the devices each file becomes resident. All of it must fit, or none of it is begun.
-fn places(jobs: &[Job], devices: &[Arc<dyn Device>]) -> Result<Vec<usize>, Failure> {
-    if let [device] = devices {
-        check_room(jobs, &**device)?;
-        return Ok(vec![0; jobs.len()]);
-    }
-    let sizes: Vec<_> = jobs.iter().map(|job| job.file.len()).collect();
-    let rooms: Vec<_> = devices.iter().map(|device| device.capacity().available_bytes()).collect();
-    devices::spread(&sizes, &rooms).ok_or_else(|| {
-        let shown: Vec<_> =
-            devices.iter().zip(&rooms).map(|(device, room)| format!("{} has {room}", device.name())).collect();
-        let needed = sizes.iter().copied().fold(0, u64::saturating_add);
-        let message = format!(
-            "{} of {needed} bytes do not fit, each as a whole: {} bytes free; seal fewer files at a time, free some memory, \
-             or name more GPUs",
-            count(jobs.len(), "file"),
-            shown.join(", ")
-        );
-        Failure::new("memory", message)
-    })
 }
 
 fn seal_all(

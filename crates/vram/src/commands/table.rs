@@ -81,31 +81,10 @@ pub(super) fn status(status: &Value, out: &Out) {
     if status.get("require_approval").and_then(Value::as_bool).unwrap_or(false) {
         out.line("  rule    only what a manifest approves is loaded");
     }
-    let (device, scrub, audit) = (part("device"), part("scrub"), part("audit"));
-    out.line(format_args!(
-        "  device  {}{} {}, {} of {} used",
-        text(device, "name"),
-        device
-            .get("model")
-            .and_then(Value::as_str)
-            .map_or_else(String::new, |model| format!(" ({})", printable(model))),
-        text(device, "uuid"),
-        size(number(device, "used_bytes")),
-        size(number(device, "total_bytes"))
-    ));
-    if let Some(lost) = device.get("lost").and_then(Value::as_str) {
-        out.line(format_args!("          {}: {}", out.styled(Style::Red, "LOST"), printable(lost)));
+    for held in part("devices").as_array().into_iter().flatten() {
+        device(held, out);
     }
-    match device.get("write_test").and_then(Value::as_str) {
-        None | Some("refused") => {}
-        Some(outcome) => {
-            let why = device.get("write_test_detail").and_then(Value::as_str).unwrap_or("a store went through");
-            let why = printable(why);
-            out.line(format_args!(
-                "          what is sealed is not shown to be read-only: write test {outcome}, {why}"
-            ));
-        }
-    }
+    let (scrub, audit) = (part("scrub"), part("audit"));
     let alive = scrub.get("alive").and_then(Value::as_bool).unwrap_or(false);
     out.line(format_args!(
         "  scrub   {}, every block within {} s, budget {}, {}/s now, {} blocks checked, {} damaged, {} repaired",
@@ -139,6 +118,7 @@ pub(super) fn status(status: &Value, out: &Out) {
     }
     clients(part("handout"), out);
     let shards: Vec<&Value> = part("shards").as_array().into_iter().flatten().collect();
+    let several = part("devices").as_array().is_some_and(|devices| devices.len() > 1);
     let width = shards.iter().map(|shard| text(shard, "shard_id").len()).max().unwrap_or(0).clamp(5, 60);
     if !shards.is_empty() {
         out.line(format_args!(
@@ -160,6 +140,9 @@ pub(super) fn status(status: &Value, out: &Out) {
             text(shard, "protection"),
             fault(shard)
         ));
+        if several {
+            out.line(format_args!("{:width$}  on {}", "", text(shard, "device")));
+        }
         if let Some(approval) = approval(shard) {
             out.line(format_args!("{:width$}  {}", "", out.styled(Style::Dim, format_args!("approved {approval}"))));
         }
@@ -174,6 +157,38 @@ pub(super) fn status(status: &Value, out: &Out) {
     for shard in part("unsealed").as_array().into_iter().flatten() {
         let (id, reason) = (printable(text(shard, "shard_id")), printable(text(shard, "reason")));
         out.line(format_args!("{id:width$}  {}  {reason}", out.styled(Style::Yellow, "unsealed")));
+    }
+}
+
+/// One device.
+fn device(device: &Value, out: &Out) {
+    let model = device.get("model").and_then(Value::as_str);
+    out.line(format_args!(
+        "  device  {}{} {}, {} of {} used",
+        text(device, "name"),
+        model.map_or_else(String::new, |model| format!(" ({})", printable(model))),
+        text(device, "uuid"),
+        size(number(device, "used_bytes")),
+        size(number(device, "total_bytes"))
+    ));
+    for (what, word) in [("lost", "LOST"), ("quarantined", "QUARANTINED")] {
+        if let Some(reason) = device.get(what).and_then(Value::as_str) {
+            out.line(format_args!("          {}: {}", out.styled(Style::Red, word), printable(reason)));
+        }
+    }
+    let alive = device.get("scrub").and_then(|scrub| scrub.get("alive")).and_then(Value::as_bool).unwrap_or(false);
+    if !alive {
+        out.line(format_args!("          {}", out.styled(Style::Red, "its scrub is NOT at work")));
+    }
+    match device.get("write_test").and_then(Value::as_str) {
+        None | Some("refused") => {}
+        Some(outcome) => {
+            let why = device.get("write_test_detail").and_then(Value::as_str).unwrap_or("a store went through");
+            let why = printable(why);
+            out.line(format_args!(
+                "          what is sealed is not shown to be read-only: write test {outcome}, {why}"
+            ));
+        }
     }
 }
 

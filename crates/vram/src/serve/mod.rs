@@ -17,6 +17,7 @@ mod evidence;
 mod handout;
 mod host;
 mod http;
+mod keepers;
 mod lock;
 mod openapi;
 mod page;
@@ -42,19 +43,20 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use vram_residency::actor::SubjectKey;
-use vram_residency::scrub::{ScrubOptions, Scrubber};
+use vram_residency::scrub::ScrubOptions;
 use vram_residency::{Policy, ServiceEvent, ShardId, VramManager};
 
 use self::config::Settings;
 use self::evidence::Evidence;
 use self::handout::{Door, Handout};
+use self::keepers::Keepers;
 use self::registry::Registry;
 use self::stay::{Asked, Why, listen_for_signals, stay, tell_manager};
 use crate::approve;
 use crate::cli::{Global, Serve};
 use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, check_room, count, progress_bar};
+use crate::jobs::{self, count, progress_bar};
 use crate::output::{Out, Style, printable, size};
 use crate::session::{self, Trail};
 use crate::state;
@@ -82,7 +84,6 @@ struct Ready<'a> {
 pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failure> {
     let settings = Settings::load(serve, global)?;
     scrub_options(&settings).check()?;
-    devices::only_one(&settings.device)?;
     let mut chosen = devices::choose(&settings.device, settings.write_test)?;
     let Planned { mut jobs, parts, unreadable, unapproved } = plan(&settings)?;
     let clients = settings.attach.most_clients();
@@ -127,8 +128,9 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     }
 
     let exporter = telemetry::install()?;
-    let device = chosen.open_one(&settings.host, out)?;
-    check_room(&jobs, &*device)?;
+    let opened = chosen.open(&settings.host, out)?;
+    // All of it must fit before the first byte is read.
+    jobs::places(&jobs, &opened)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
     let evidence = Evidence::start(&settings.evidence, &trail, out)?;
@@ -138,19 +140,25 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let mut policy = Policy::from(settings.rules);
     policy.on_failure = settings.on_failure;
     let worker_id = session::worker_id(&settings.global);
-    let manager = session::manager(worker_id, &secret, device, &trail, policy)?;
+    let manager = |device| {
+        let manager = session::manager(worker_id.clone(), &secret, device, &trail, policy)?;
+        manager.keep_recheck_keys(settings.recheck_keys)?;
+        Ok(manager)
+    };
+    let managers = opened.into_iter().map(manager).collect::<Result<Vec<_>, Failure>>()?;
     drop(secret);
-    manager.keep_recheck_keys(settings.recheck_keys)?;
+    // What is about no device in particular is the first one's.
+    let [manager, ..] = managers.as_slice() else { return Err(Failure::usage("no device was named")) };
     manager.record_service(ServiceEvent::Started { version: env!("CARGO_PKG_VERSION") })?;
     if let Some(note) = chosen.note {
         out.line(out.styled(Style::Dim, note));
     }
-    let approved = if unapproved { Err(approve::refuse_without(&manager)) } else { Ok(()) };
-    let approved = approved.and_then(|()| approve::refuse_unreadable(&manager, unreadable));
-    let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, &manager, &trail, out));
-    let scrubber = Scrubber::start(&manager, scrub_options(&settings))?;
+    let approved = if unapproved { Err(approve::refuse_without(manager)) } else { Ok(()) };
+    let approved = approved.and_then(|()| approve::refuse_unreadable(manager, unreadable));
+    let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, manager, &trail, out));
+    let keepers = Keepers::start(managers, &scrub_options(&settings))?;
     let subject_key = subject_key(out);
-    let registry = Arc::new(Registry::new(manager, scrubber, &settings, &trail, subject_key, events.recent()));
+    let registry = Arc::new(Registry::new(keepers, &settings, &trail, subject_key, events.recent()));
 
     if let Some(evidence) = evidence {
         registry.sign(evidence, &settings.evidence)?;
@@ -284,19 +292,20 @@ fn close(registry: &Registry, trail: Trail, reason: &str, out: &Out) -> Result<(
 fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out) -> Result<(), Failure> {
     let is_asked = || asked.borrow().is_some();
     let bar = progress_bar(&jobs, out);
-    for job in jobs {
-        match registry.load(job, &|bytes| bar.inc(bytes), &is_asked) {
-            Ok(shard) => {
+    let loaded = registry.load(jobs, &|bytes| bar.inc(bytes), &is_asked);
+    bar.finish_and_clear();
+    match loaded {
+        Ok(shards) => {
+            for shard in shards {
                 if let Some(problem) = shard.not_attachable {
                     out.warn(format_args!("warning: '{}' cannot be handed out: {problem}", shard.shard_id));
                 }
             }
-            Err(_) if is_asked() => break,
-            Err(failure) => return Err(failure),
+            Ok(())
         }
+        Err(_) if is_asked() => Ok(()),
+        Err(failure) => Err(failure),
     }
-    bar.finish_and_clear();
-    Ok(())
 }
 
 /// Begins to sign a log that could only be opened after the start.
@@ -331,30 +340,8 @@ fn scrub_options(settings: &Settings) -> ScrubOptions {
     options
 }
 
-/// Says so where the budget cannot keep the period.
-pub(super) fn budget_warning(registry: &Registry) -> Option<String> {
-    let status = registry.scrub_status();
-    let wanted = registry.sealed_bytes() as f64 / (status.period.as_secs_f64() / 1.5);
-    let speed = registry.hash_speed();
-    let can = match status.budget {
-        vram_residency::scrub::Budget::Share(share) => speed * share,
-        vram_residency::scrub::Budget::BytesPerSecond(bytes) => bytes.get() as f64,
-        _ => speed,
-    };
-    (can > 0.0 && wanted > can).then(|| {
-        format!(
-            "the budget {} allows about {}/s and a period of {:?} takes {}/s; shards will be late and called \
-             UNVERIFIED; raise --budget or --period",
-            status.budget,
-            size(can as u64),
-            status.period,
-            size(wanted as u64)
-        )
-    })
-}
-
 fn warn_of_budget(registry: &Registry, out: &Out) {
-    if let Some(warning) = budget_warning(registry) {
+    for warning in registry.keepers().budget_warnings() {
         out.warn(format_args!("warning: {warning}"));
     }
 }

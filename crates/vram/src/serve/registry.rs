@@ -1,6 +1,7 @@
 //! The shards that the daemon holds, and what can be done with them. Everything here may block; nothing here is HTTP.
 
 mod lending;
+mod loading;
 mod verify;
 mod view;
 
@@ -12,23 +13,21 @@ use std::time::Duration;
 use vram_residency::actor::{Acting, SubjectKey};
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::model::{Format, ModelFile};
-use vram_residency::scrub::Scrubber;
-use vram_residency::{
-    Cancelled, Progress, RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, VramManager,
-};
+use vram_residency::{RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, VramManager};
 
 use super::blocks::Maps;
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
 use super::handout::{Leases, TableFrame};
+use super::keepers::Keepers;
 use super::lock::lock;
 use super::recent::Recent;
 use super::report::{Drilled, Released, ShardView, UnsealedView};
 use super::retention::Retention;
 use super::since::Since;
-use crate::approve::{self, ApprovalView, Approved, Source};
+use crate::approve::{ApprovalView, Approved};
 use crate::exit::Failure;
-use crate::jobs::{self, Job};
+use crate::jobs;
 use crate::session::Trail;
 
 /// One shard's place.
@@ -70,8 +69,7 @@ enum Held {
 }
 
 pub(crate) struct Registry {
-    manager: VramManager,
-    scrubber: Scrubber,
+    keepers: Keepers,
     places: Mutex<BTreeMap<ShardId, Place>>,
     /// One change of what is resident at a time.
     changing: Mutex<()>,
@@ -86,8 +84,6 @@ pub(crate) struct Registry {
     allow_drill: bool,
     require_approval: bool,
     period: Duration,
-    /// Bytes verified in a second, as last seen.
-    speed: Mutex<f64>,
     recent: Arc<Recent>,
     maps: Maps,
     since: Since,
@@ -95,16 +91,14 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(super) fn new(
-        manager: VramManager,
-        scrubber: Scrubber,
+        keepers: Keepers,
         settings: &Settings,
         trail: &Trail,
         subject_key: Option<SubjectKey>,
         recent: Arc<Recent>,
     ) -> Self {
         Self {
-            manager,
-            scrubber,
+            keepers,
             places: Mutex::default(),
             changing: Mutex::default(),
             verifying: Mutex::default(),
@@ -115,7 +109,6 @@ impl Registry {
             allow_drill: settings.allow_drill,
             require_approval: settings.require_approval,
             period: settings.period,
-            speed: Mutex::new(0.0),
             recent,
             maps: Maps::default(),
             since: Since::default(),
@@ -128,62 +121,7 @@ impl Registry {
     }
 
     pub(super) fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Failure> {
-        Ok(self.manager.record_command(command, shard_id)?)
-    }
-
-    /// Seals a file and watches it, unless it is told to stop.
-    pub(super) fn load(&self, job: Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<ShardView, Failure> {
-        let (shard, hashed) = self.seal(&job, progress, stop)?;
-        Ok(self.keep(shard, &job.file, job.approved, hashed))
-    }
-
-    /// The shard, and how many bytes its SHA-256 was computed of.
-    fn seal(&self, job: &Job, progress: Progress<'_>, stop: Cancelled<'_>) -> Result<(SealedShard, u64), Failure> {
-        let request = job.request().reporting(progress).unless(stop);
-        let hashed = self.manager.sha256_bytes();
-        let shard = self.manager.seal_file(&job.file, &request).map_err(|error| job.retell(error))?;
-        let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
-        let verified = self.manager.verify_sealed(&shard)?;
-        self.note_speed(verified.bytes, verified.duration);
-        Ok((shard, hashed))
-    }
-
-    /// Loads what files hold.
-    pub(super) fn load_files(
-        &self,
-        files: &[PathBuf],
-        format: Option<Format>,
-        source: &Source,
-    ) -> Result<Vec<ShardView>, Failure> {
-        let _changing = lock(&self.changing);
-        if self.require_approval && source.manifest.is_none() {
-            return Err(approve::refuse_without(&self.manager));
-        }
-        let planned = jobs::plan(files, format, None, None, &self.ids());
-        let (mut jobs, unreadable) = approve::readable(planned, files, source)?;
-        approve::refuse_unreadable(&self.manager, unreadable)?;
-        if let Some(approver) = source.open(&self.manager, &self.audit_dir)? {
-            drop(approver.approve(files, &mut jobs, &self.manager)?);
-        }
-        // A model is resident as a whole or not at all: nobody sees any of it before all of it is good.
-        let mut sealed = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let (shard, hashed) = self
-                .seal(&job, &|_| (), &|| false)
-                .map_err(|failure| Failure { message: format!("{}: {}", job.shard_id, failure.message), ..failure })?;
-            sealed.push((shard, job, hashed));
-        }
-        Ok(sealed.into_iter().map(|(shard, job, hashed)| self.keep(shard, &job.file, job.approved, hashed)).collect())
-    }
-
-    fn keep(&self, shard: SealedShard, file: &ModelFile, approved: Option<Approved>, sha256_bytes: u64) -> ShardView {
-        self.scrubber.watch(&shard, Some(file.shared_source()));
-        let (path, format) = (file.path().to_owned(), file.format());
-        let table = Arc::new(TableFrame::of(shard.table()));
-        let place = Place { held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes, table };
-        let view = self.view_with(&shard, place.about());
-        lock(&self.places).insert(view.shard_id, place);
-        view
+        Ok(self.manager().record_command(command, shard_id)?)
     }
 
     /// Gives a shard back, sealed or not: one that clients hold only by force.
@@ -205,7 +143,9 @@ impl Registry {
         };
         drop(place);
         // The metrics follow at once.
-        self.scrubber.look();
+        for keeper in self.keepers.iter() {
+            keeper.scrubber.look();
+        }
         Ok(released)
     }
 
@@ -221,7 +161,7 @@ impl Registry {
         };
         self.record_revoked(&revoked);
         let Held::Sealed(shard) = held else { return Err(unknown(shard_id)) };
-        match self.manager.unseal(shard, reason) {
+        match self.keepers.of(&shard).manager.unseal(shard, reason) {
             Ok(unsealed) => {
                 let view = unsealed_view(&unsealed);
                 self.replace(shard_id, Held::Unsealed(Box::new(unsealed)))?;
@@ -253,12 +193,12 @@ impl Registry {
         if let Some(approved) = &approved {
             request = request.approved(approved.approval());
         }
-        let hashed = self.manager.sha256_bytes();
+        let hashed = self.sha256_bytes();
         match unsealed.reseal_file(&file, &request) {
             Ok(shard) => {
-                let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
+                let hashed = self.sha256_bytes().saturating_sub(hashed);
                 let view = self.keep(shard.clone(), &file, approved.clone(), hashed);
-                self.manager.verify_sealed(&shard)?;
+                self.keepers.of(&shard).manager.verify_sealed(&shard)?;
                 Ok(ShardView { state: shard.state(), ..view })
             }
             Err(refused) => {
@@ -281,13 +221,26 @@ impl Registry {
         lock(&self.places).keys().copied().collect()
     }
 
+    /// The manager for what is about no device in particular.
     pub(super) fn manager(&self) -> &VramManager {
-        &self.manager
+        self.keepers.manager()
+    }
+
+    /// What keeps the shards of each device.
+    pub(super) fn keepers(&self) -> &Keepers {
+        &self.keepers
+    }
+
+    /// Bytes that were hashed with SHA-256 on any device.
+    fn sha256_bytes(&self) -> u64 {
+        self.keepers.iter().map(|keeper| keeper.manager.sha256_bytes()).fold(0, u64::saturating_add)
     }
 
     pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {
-        let report = self.scrubber.repair_now(&self.sealed(shard_id)?)?;
-        match self.manager.device_quarantined() {
+        let shard = self.sealed(shard_id)?;
+        let keeper = self.keepers.of(&shard);
+        let report = keeper.scrubber.repair_now(&shard)?;
+        match keeper.manager.device_quarantined() {
             None => Ok(report),
             Some(reason) => {
                 let blocks = jobs::count(report.repaired.len(), "block");
@@ -314,15 +267,17 @@ impl Registry {
         let [at @ .., which] = random;
         let byte = byte.unwrap_or_else(|| u64::from_le_bytes(at).checked_rem(shard.bytes()).unwrap_or(0));
         let bit = bit.unwrap_or(which & 7);
-        self.manager.inject_fault(&shard, byte, bit)?;
+        self.keepers.of(&shard).manager.inject_fault(&shard, byte, bit)?;
         Ok(Drilled { shard_id: *shard_id, byte, bit, block: byte / BLOCK_BYTES })
     }
 
     /// Ends the watch, releases every shard, and records that.
     pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
-        self.scrubber.stop();
+        for keeper in self.keepers.iter() {
+            keeper.scrubber.stop();
+        }
         lock(&self.places).clear();
-        Ok(self.manager.record_service(ServiceEvent::Stopped { reason })?)
+        Ok(self.manager().record_service(ServiceEvent::Stopped { reason })?)
     }
 
     /// From now on the log is signed.
@@ -376,16 +331,6 @@ impl Registry {
         let mut places = lock(&self.places);
         let place = places.get_mut(shard_id).ok_or_else(|| unknown(shard_id))?;
         Ok(std::mem::replace(&mut place.held, held))
-    }
-
-    /// The crew hashes with every thread; the scrub with one.
-    fn note_speed(&self, bytes: u64, duration: Duration) {
-        let threads = std::thread::available_parallelism().map_or(1.0, |threads| threads.get() as f64);
-        let seconds = duration.as_secs_f64();
-        // Too short to say anything.
-        if seconds > 0.001 {
-            *lock(&self.speed) = bytes as f64 / seconds / threads;
-        }
     }
 }
 

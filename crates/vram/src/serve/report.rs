@@ -28,7 +28,8 @@ pub(crate) struct StatusView {
     pub(crate) on_failure: &'static str,
     /// Whether only what a manifest approves is loaded.
     pub(crate) require_approval: bool,
-    pub(crate) device: DeviceView,
+    pub(crate) devices: Vec<DeviceView>,
+    /// The checks of all devices, taken together.
     pub(crate) scrub: ScrubStatus,
     pub(crate) audit: AuditView,
     pub(crate) handout: HandoutView,
@@ -53,6 +54,8 @@ pub(crate) struct DeviceView {
     /// What a store into its sealed memory came to, where it is a GPU.
     #[serde(flatten)]
     pub(crate) write_test: Option<WriteTest>,
+    /// The check of its shards.
+    pub(crate) scrub: ScrubStatus,
 }
 
 #[derive(Debug, Serialize)]
@@ -140,6 +143,8 @@ pub(crate) struct ShardView {
     pub(crate) state: ShardState,
     /// When the daemon first saw it so.
     pub(crate) state_since: String,
+    /// Where it is, such as `cuda:1`.
+    pub(crate) device: String,
     pub(crate) residency: Residency,
     /// What stops a write now.
     pub(crate) protection: Protection,

@@ -240,7 +240,7 @@ impl Talk {
         let table = table.frame(shard.table())?;
         let handed = {
             let _acting = registry.acting_for(self.seat.uid);
-            registry.manager().hand_out(shard, self.seat.client, lease)
+            registry.hand_out(shard, self.seat.client, lease)
         };
         let refuse = |error: &Error| {
             let code = if matches!(error, Error::Audit(_)) { ErrorCode::NotRecorded } else { ErrorCode::Device };

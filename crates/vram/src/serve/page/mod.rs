@@ -23,7 +23,7 @@ macro_rules! style {
 }
 macro_rules! script {
     () => {
-        concat!(include_str!("words.js"), include_str!("map.js"), include_str!("page.js"))
+        concat!(include_str!("words.js"), include_str!("map.js"), include_str!("shards.js"), include_str!("page.js"))
     };
 }
 

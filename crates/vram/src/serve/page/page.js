@@ -95,11 +95,7 @@ function showVerdict() {
   spell(byId("remedy"), said.remedy && !said.remedy.endsWith(".") ? `${said.remedy}.` : said.remedy || "");
   byId("more").dataset.name = said.runbook || "";
   byId("more").hidden = !said.runbook;
-  const others = said.others.map((one) => [one.head, one.detail].filter(Boolean).join(". "));
-  if (byId("others").dataset.shown !== JSON.stringify(others)) {
-    byId("others").dataset.shown = JSON.stringify(others);
-    byId("others").replaceChildren(...others.map((text) => make("li", text)));
-  }
+  list(byId("others"), said.others.map((one) => [one.head, one.detail].filter(Boolean).join(". ")));
   const title = `${SIGNS[said.level]} ${said.head} · vram`;
   if (document.title !== title) document.title = title;
   put(byId("contact"), status
@@ -122,58 +118,7 @@ function showRunbook() {
 
 byId("more").addEventListener("click", () => { byId("runbook").hidden = false; showRunbook(); });
 
-// --- Shards ----------------------------------------------------------------------------------------------------------
-
-class Row {
-  constructor(shard) {
-    this.element = make("tr", undefined, { role: "row" });
-    this.element.append(make("th", shard.shard_id, { role: "rowheader", scope: "row" }),
-      ...["State", "Oldest block", "Size", "Memory", "Passes", "Faults", "Repairs", "Digest"].map((label) => cell(label)));
-    const details = make("details"), digest = bare(shard.digest);
-    details.append(make("summary", `${digest.slice(0, 12)}…`), make("code", shard.digest));
-    this.element.lastChild.append(details);
-  }
-
-  update(shard) {
-    this.shard = shard;
-    this.show(false);
-  }
-
-  show(gone) {
-    const { shard } = this, [, state, oldest, size, memory, passes, faults, repairs] = this.element.children;
-    const good = IN_ORDER.includes(shard.state), late = shard.state === "UNVERIFIED";
-    put(state, gone ? `was ${clean(shard.state)}` : `${SIGNS[good ? "good" : late ? "warn" : "bad"]} ${clean(shard.state)}`);
-    state.className = gone ? "old" : good ? "good-cell" : late ? "warn-cell" : "bad-cell";
-    put(oldest, gone ? "not known" : `${duration(shard.oldest_age_seconds)} ago`);
-    put(size, bytes(shard.bytes));
-    const written = shard.writable_since ? `; clients can write since ${clean(shard.writable_since)}` : "";
-    put(memory, `${clean(shard.residency)}, ${clean(shard.protection)}${written}`);
-    put(passes, shard.passes.toLocaleString("en"));
-    put(faults, String(shard.faults));
-    put(repairs, String(shard.repairs));
-  }
-}
-
-// A shard whose seal was given up: nobody checks it, so nothing else is known of it.
-class UnsealedRow {
-  constructor(shard) {
-    this.element = make("tr", undefined, { role: "row" });
-    this.element.append(make("th", shard.shard_id, { role: "rowheader", scope: "row" }),
-      ...["State", "Oldest block", "Size", "Memory", "Passes", "Faults", "Repairs", "Digest"].map((label) => cell(label, "–")));
-  }
-
-  update(shard) {
-    this.shard = shard;
-    this.show(false);
-  }
-
-  show(gone) {
-    const { shard } = this, [, state, , size] = this.element.children;
-    put(state, gone ? "was UNSEALED" : `${SIGNS.warn} UNSEALED`);
-    state.className = gone ? "old" : "warn-cell";
-    put(size, shard.bytes ? bytes(shard.bytes) : "–");
-  }
-}
+// --- Shards and devices ----------------------------------------------------------------------------------------------
 
 // Brings a table of things with names up to date without making it anew.
 function keep(known, list, parent, create) {
@@ -188,15 +133,21 @@ function keep(known, list, parent, create) {
   });
 }
 
+// Lines of text, made anew where one is another.
+function list(element, lines) {
+  if (element.dataset.shown === JSON.stringify(lines)) return;
+  element.dataset.shown = JSON.stringify(lines);
+  element.replaceChildren(...lines.map((text) => make("li", text)));
+}
+
 function showStatus() {
   put(byId("worker"), `worker ${clean(status.worker_id)}, version ${clean(status.version)}`);
   keep(rows, status.shards, byId("shard-rows"), (shard) => new Row(shard));
   keep(unsealed, status.unsealed, byId("unsealed-rows"), (shard) => new UnsealedRow(shard));
   byId("unsealed-rows").hidden = status.unsealed.length === 0;
   byId("no-shards").hidden = status.shards.length + status.unsealed.length > 0;
-  const { device } = status;
-  put(byId("device"), `Device ${clean(device.kind)} ${clean(device.uuid)}: ${bytes(device.used_bytes)} of ${bytes(device.total_bytes)} used, ` +
-    `${bytes(device.available_bytes)} free. Checked: ${bytes(status.scrub.throughput_bytes_per_second)} a second, budget ${clean(status.scrub.budget)}.`);
+  list(byId("devices"), status.devices.map(ofDevice));
+  put(byId("checks"), ofChecks(status));
   keep(maps, status.shards, byId("maps"), (shard) => new Figure(shard));
   showClients(status.handout);
   showAudit(status.audit);

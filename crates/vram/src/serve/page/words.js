@@ -132,17 +132,39 @@ function ofAudit(audit, status) {
   return found;
 }
 
+// A device and how much of it is used.
+function ofDevice(device) {
+  const model = device.model ? ` (${clean(device.model)})` : "";
+  return `${clean(device.name)}${model} ${clean(device.uuid)}: ${bytes(device.used_bytes)} of ${bytes(device.total_bytes)} used, ` +
+    `${bytes(device.available_bytes)} free. Checked: ${bytes(device.scrub.throughput_bytes_per_second)} a second.`;
+}
+
+// What is checked, and how often.
+function ofChecks({ scrub, devices }) {
+  const recheck = scrub.recheck_seconds === null ? ""
+    : ` Every shard's fingerprint within ${duration(scrub.recheck_seconds)} as well, as far as the budget allows: ` +
+      `${scrub.rechecks.toLocaleString("en")} as expected.`;
+  return `Every block within ${duration(scrub.period_seconds)}, at a budget of ${clean(scrub.budget)}${devices.length > 1 ? " on each device" : ""}.${recheck}`;
+}
+
 // Everything that is to be said, the worst first. Without anything bad or doubtful, all is well.
 function judge(status, records) {
   const found = [];
   const add = (level, head, detail, since, remedy, runbook) => found.push({ level, head, detail, since, remedy, runbook });
-  if (status.device.quarantined) {
-    add("bad", "The device is quarantined", `${clean(status.device.quarantined, 400)}. Nothing on it is lent to anybody.`,
-      status.ready_since, "Move the load to another machine, keep the log, test the memory.", "VramDeviceQuarantined");
+  for (const device of status.devices) {
+    const name = clean(device.name);
+    if (device.lost) {
+      add("bad", `The GPU ${name} is lost`, `${clean(device.lost, 400)}. Nothing is known of what it holds.`, status.ready_since,
+        "Take this instance out of service and restart the daemon; where that fails, reset the GPU.", "VramDeviceLost");
+    }
+    if (device.quarantined) {
+      add("bad", `The device ${name} is quarantined`, `${clean(device.quarantined, 400)}. Nothing on it is lent to anybody.`,
+        status.ready_since, "Move the load to another machine, keep the log, test the memory.", "VramDeviceQuarantined");
+    }
   }
   found.push(...status.shards.map((shard) => ofShard(shard, status)).filter(Boolean));
-  if (!status.scrub.alive) {
-    add("bad", "The continuous check does not move", "Nobody looks at the weights.", status.ready_since,
+  for (const device of status.devices.filter((one) => !one.scrub.alive)) {
+    add("bad", `The continuous check of ${clean(device.name)} does not move`, "Nobody looks at the weights there.", status.ready_since,
       "Keep the daemon's output and restart the daemon.", "VramScrubDead");
   }
   if (status.scrub.stop_requested) {

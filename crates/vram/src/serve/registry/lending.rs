@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vram_residency::device::Export;
 use vram_residency::handout::ErrorCode;
-use vram_residency::{HandoutEvent, SealedShard, ShardId};
+use vram_residency::{Error, HandoutEvent, SealedShard, ShardId};
 
 use super::{Held, Place, Registry};
 use crate::exit::Failure;
@@ -22,11 +23,16 @@ impl Registry {
 
     /// Who this is, and within which time every block is checked.
     pub(in crate::serve) fn introduce(&self) -> (String, Duration) {
-        (self.manager.worker_id().to_string(), self.period)
+        (self.manager().worker_id().to_string(), self.period)
     }
 
     pub(in crate::serve) fn record_handout(&self, event: HandoutEvent<'_>) -> Result<bool, Failure> {
-        Ok(self.manager.record_handout(event)?)
+        Ok(self.manager().record_handout(event)?)
+    }
+
+    /// Has a shard's device hand its memory out, on record.
+    pub(in crate::serve) fn hand_out(&self, shard: &SealedShard, client: u64, lease: u64) -> Result<Export, Error> {
+        self.keepers.of(shard).manager.hand_out(shard, client, lease)
     }
 
     /// The sealed shards that may be lent, however they stand.

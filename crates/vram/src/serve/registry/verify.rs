@@ -1,13 +1,15 @@
-//! Verifying now, one caller at a time: a shard, or all of them in one sweep.
+//! Verifying now, one caller at a time: a shard, or all of them, in one sweep on each device.
 
-use std::sync::{MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use serde::Serialize;
+use vram_residency::actor::{Acting, acting};
 use vram_residency::{SealedShard, ShardId, Verified};
 
 use super::{Held, Registry, busy};
 use crate::exit::{Exit, Failure};
+use crate::serve::keepers::Keeper;
 use crate::serve::lock::lock;
 use crate::serve::report::ShardView;
 
@@ -39,7 +41,7 @@ impl Registry {
         Ok(self.view(&shard))
     }
 
-    /// Verifies all shards in one sweep, each with an outcome of its own, in the order of their names. The policy acts on
+    /// Verifies all shards, in one sweep on each device and on all devices at once, each with an outcome of its own, in the order of their names. The policy acts on
     /// those that fail.
     pub(in crate::serve) fn verify_all(&self) -> Result<Vec<Outcome>, Failure> {
         let _turn = self.begin_verifying()?;
@@ -61,10 +63,36 @@ impl Registry {
             let message = "nothing was verified: no shard is resident; vram load FILE loads one";
             return Err(Failure::new("no-shard", message));
         }
+        let told = Mutex::new(outcomes);
+        let actor = acting();
+        std::thread::scope(|scope| {
+            let mut of_devices = self.keepers.iter().filter_map(|keeper| {
+                let own: Vec<_> = shards.extract_if(.., |shard| keeper.manager.holds(shard)).collect();
+                (!own.is_empty()).then_some((keeper, own))
+            });
+            let here = of_devices.next();
+            for (keeper, own) in of_devices {
+                let told = &told;
+                scope.spawn(move || {
+                    let _acting = Acting::begin(actor);
+                    self.verify_on(keeper, own, told);
+                });
+            }
+            if let Some((keeper, own)) = here {
+                self.verify_on(keeper, own, &told);
+            }
+        });
+        let mut outcomes = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+        outcomes.sort_by_key(|(shard_id, _)| *shard_id);
+        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    /// Verifies the shards of one device in one sweep. Each is let go of as soon as it is told of, so that it can be unsealed
+    /// or released while others are repaired.
+    fn verify_on(&self, keeper: &Keeper, shards: Vec<SealedShard>, told: &Mutex<Vec<(ShardId, Outcome)>>) {
         let (began, mut bytes) = (Instant::now(), 0_u64);
         let mut all_as_sealed = true;
-        // Each is let go of as soon as it is told of, so that it can be unsealed or released while others are repaired.
-        self.scrubber.verify_all_now(shards, &mut |_, shard, outcome| {
+        keeper.scrubber.verify_all_now(shards, &mut |_, shard, outcome| {
             let shard_id = *shard.shard_id();
             let outcome = match outcome {
                 Ok(verified) => {
@@ -76,13 +104,11 @@ impl Registry {
                     Outcome::not(shard_id, error.into())
                 }
             };
-            outcomes.push((shard_id, outcome));
+            lock(told).push((shard_id, outcome));
         });
         if all_as_sealed {
-            self.note_speed(bytes, began.elapsed());
+            keeper.note_speed(bytes, began.elapsed());
         }
-        outcomes.sort_by_key(|(shard_id, _)| *shard_id);
-        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
     /// Nobody else verifies until this is dropped.
@@ -97,8 +123,9 @@ impl Registry {
     }
 
     pub(in crate::serve) fn verify_shard(&self, shard: &SealedShard) -> Result<Verified, Failure> {
-        let verified = self.scrubber.verify_now(shard)?;
-        self.note_speed(verified.bytes, verified.duration);
+        let keeper = self.keepers.of(shard);
+        let verified = keeper.scrubber.verify_now(shard)?;
+        keeper.note_speed(verified.bytes, verified.duration);
         Ok(verified)
     }
 }

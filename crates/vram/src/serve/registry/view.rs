@@ -11,8 +11,9 @@ use super::{About, Held, Place, Registry, unsealed_view};
 use crate::exit::Failure;
 use crate::output::rfc3339;
 use crate::serve::blocks;
+use crate::serve::keepers::Keeper;
 use crate::serve::lock::lock;
-use crate::serve::report::{AuditView, BlockView, DeviceView, Health, ShardView, StatusView, UnsealedView, now_ns};
+use crate::serve::report::{AuditView, BlockView, Health, ShardView, StatusView, UnsealedView, now_ns};
 
 impl Registry {
     pub(in crate::serve) fn shard(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
@@ -46,28 +47,17 @@ impl Registry {
         let health = self.readiness();
         let now = now_ns();
         self.since.keep(|shard_id| shards.iter().any(|shard| shard.shard_id == *shard_id));
-        let capacity = self.manager.capacity();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
-            worker_id: self.manager.worker_id().to_string(),
+            worker_id: self.manager().worker_id().to_string(),
             time: rfc3339(now),
             ready: health.ok,
             ready_since: rfc3339(self.since.readiness(health.ok, now)),
             not_ready: health.reasons,
-            on_failure: self.manager.policy().on_failure.as_str(),
+            on_failure: self.manager().policy().on_failure.as_str(),
             require_approval: self.require_approval,
-            device: DeviceView {
-                info: self.manager.device(),
-                name: self.manager.device_name(),
-                model: self.manager.cuda_facts().map(|facts| facts.name.clone()),
-                total_bytes: capacity.total_bytes,
-                used_bytes: capacity.used_bytes,
-                available_bytes: capacity.available_bytes(),
-                quarantined: self.manager.device_quarantined().map(str::to_owned),
-                lost: self.manager.device_lost(),
-                write_test: self.manager.cuda_facts().map(|facts| facts.write_test.clone()),
-            },
-            scrub: self.scrubber.status(),
+            devices: self.keepers.iter().map(Keeper::view).collect(),
+            scrub: self.scrub_status(),
             audit: self.audit(),
             handout: self.leases.view(),
             shards,
@@ -93,16 +83,12 @@ impl Registry {
             }
         }
         drop(places);
-        if let TrailHealth::Failing(reason) = self.manager.trail().health() {
+        if let TrailHealth::Failing(reason) = self.manager().trail().health() {
             reasons.push(format!("nothing is recorded: {reason}"));
         }
         // First: nothing else can be mended before.
-        if let Some(reason) = self.manager.device_lost() {
-            reasons.insert(0, reason);
-        }
-        if let Some(reason) = self.manager.device_quarantined() {
-            reasons.push(format!("the device is quarantined: {reason}"));
-        }
+        reasons.splice(..0, self.keepers.lost());
+        reasons.extend(self.keepers.quarantined());
         Health { ok: reasons.is_empty(), reasons }
     }
 
@@ -116,25 +102,15 @@ impl Registry {
     }
 
     pub(in crate::serve) fn is_watched(&self) -> bool {
-        self.scrubber.is_alive()
+        self.keepers.iter().all(|keeper| keeper.scrubber.is_alive())
     }
 
     pub(in crate::serve) fn scrub_status(&self) -> ScrubStatus {
-        self.scrubber.status()
-    }
-
-    pub(in crate::serve) fn sealed_bytes(&self) -> u64 {
-        let bytes = |place: &Place| if let Held::Sealed(shard) = &place.held { shard.bytes() } else { 0 };
-        lock(&self.places).values().map(bytes).fold(0, u64::saturating_add)
-    }
-
-    /// What one thread hashes in a second, about; 0 while nothing was measured.
-    pub(in crate::serve) fn hash_speed(&self) -> f64 {
-        *lock(&self.speed)
+        self.keepers.scrub_status()
     }
 
     fn audit(&self) -> AuditView {
-        let trail = self.manager.trail();
+        let trail = self.manager().trail();
         let (health, reason) = match trail.health() {
             TrailHealth::Good => ("good", None),
             TrailHealth::Failing(reason) => ("failing", Some(reason)),
@@ -162,7 +138,8 @@ impl Registry {
 
     /// The same, also where the places are locked.
     pub(super) fn view_with(&self, shard: &SealedShard, about: About) -> ShardView {
-        let scrub = self.scrubber.shard_status(shard);
+        let keeper = self.keepers.of(shard);
+        let scrub = keeper.scrubber.shard_status(shard);
         let state = shard.state();
         ShardView {
             shard_id: *shard.shard_id(),
@@ -174,6 +151,7 @@ impl Registry {
             tensors: shard.table().len(),
             state,
             state_since: rfc3339(self.since.state(shard.shard_id(), state, now_ns())),
+            device: keeper.name(),
             residency: shard.residency(),
             protection: shard.protection(),
             writable_since: shard.writable_since_ns().map(rfc3339),

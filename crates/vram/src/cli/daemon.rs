@@ -76,7 +76,7 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "TIME")]
     #[serde(deserialize_with = "text")]
     pub(crate) period: Option<Period>,
-    /// What checking may cost: on each device: a share of one thread's time such as 25%, a speed such as 200MiB/s, or
+    /// What checking may cost on each device: a share of one thread's time such as 25%, a speed such as 200MiB/s, or
     /// unlimited [default: 25%].
     #[arg(long, value_name = "BUDGET")]
     #[serde(deserialize_with = "text")]

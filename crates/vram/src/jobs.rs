@@ -90,47 +90,42 @@ fn name_for(path: &Path, is_taken: &dyn Fn(&ShardId) -> bool) -> ShardId {
     std::iter::once(plain).chain(numbered).find(|id| !is_taken(id)).unwrap_or(plain)
 }
 
-/// On which of the devices each file becomes resident. All of it must fit, or none of it is begun.
-pub(crate) fn places(jobs: &[Job], devices: &[Arc<dyn Device>]) -> Result<Vec<usize>, Failure> {
-    if let [device] = devices {
-        check_room(jobs, &**device)?;
-        return Ok(vec![0; jobs.len()]);
-    }
-    let rooms: Vec<_> = devices.iter().map(|device| (device.name(), device.capacity().available_bytes())).collect();
-    spread_over(jobs, &rooms)
+/// A device that files may go to.
+pub(crate) struct Target<'a> {
+    pub(crate) device: &'a dyn Device,
+    /// Whether anything can be sealed there: not where it is lost or not trusted any more.
+    pub(crate) is_usable: bool,
 }
 
-fn check_room(jobs: &[Job], device: &dyn Device) -> Result<(), Failure> {
-    let needed = jobs.iter().map(|job| job.file.len()).fold(0, u64::saturating_add);
-    let available = device.capacity().available_bytes();
-    if needed <= available {
-        return Ok(());
+/// On which of the devices each file becomes resident: the largest first, each to where most is left. All of it must fit,
+/// or none of it is begun. A single file that fits nowhere goes to a device that refuses it, and records that.
+pub(crate) fn places(jobs: &[Job], targets: &[Target<'_>]) -> Result<Vec<usize>, Failure> {
+    let rooms = targets.iter().map(|target| if target.is_usable { target.device.room_bytes() } else { 0 });
+    let rooms: Vec<_> = rooms.collect();
+    let needs = |job: &Job| {
+        let needs = targets.iter().map(|to| to.device.needed_bytes(job.file.len(), job.file.lead_bytes()));
+        needs.max().unwrap_or(0)
+    };
+    let sizes: Vec<_> = jobs.iter().map(needs).collect();
+    if let Some(places) = devices::spread(&sizes, &rooms) {
+        return Ok(places);
     }
+    let roomiest = (0..targets.len()).max_by_key(|place| rooms.get(*place)).unwrap_or(0);
+    if jobs.len() == 1 || targets.iter().all(|target| !target.is_usable) {
+        return Ok(vec![roomiest; jobs.len()]);
+    }
+    let shown = targets.iter().zip(&rooms).map(|(Target { device, is_usable }, room)| match is_usable {
+        true => format!("{} has {room} bytes free", device.name()),
+        false => format!("{} is lost or quarantined", device.name()),
+    });
+    let needed = sizes.iter().copied().fold(0, u64::saturating_add);
+    let (files, shown) = (count(jobs.len(), "file"), shown.collect::<Vec<_>>().join(", "));
+    let each = if targets.len() > 1 { ", each as a whole on one device" } else { "" };
     let message = format!(
-        "{} need {needed} bytes and {} has {available} free; seal fewer files at a time, free some memory, or raise \
-         --capacity",
-        count(jobs.len(), "file"),
-        device.name()
+        "{files} need {needed} bytes{each}, and {shown}; seal fewer files at a time, free some memory, raise --capacity, or \
+         name more GPUs"
     );
-    // One file that does not fit is refused by the device itself, which records that.
-    if jobs.len() > 1 { Err(Failure::new("memory", message)) } else { Ok(()) }
-}
-
-/// The same, of several devices that have a name and room for so many bytes each.
-pub(crate) fn spread_over(jobs: &[Job], rooms: &[(String, u64)]) -> Result<Vec<usize>, Failure> {
-    let sizes: Vec<_> = jobs.iter().map(|job| job.file.len()).collect();
-    let free: Vec<_> = rooms.iter().map(|(_, bytes)| *bytes).collect();
-    devices::spread(&sizes, &free).ok_or_else(|| {
-        let shown: Vec<_> = rooms.iter().map(|(name, bytes)| format!("{name} has {bytes}")).collect();
-        let needed = sizes.iter().copied().fold(0, u64::saturating_add);
-        let message = format!(
-            "there is no room for {} of {needed} bytes, each as a whole: {} bytes free; seal fewer files at a time, free \
-             some memory, or name more GPUs",
-            count(jobs.len(), "file"),
-            shown.join(", ")
-        );
-        Failure::new("memory", message)
-    })
+    Err(Failure::new("memory", message))
 }
 
 /// What the memory must be like.

@@ -155,6 +155,16 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// How much it may hold and holds.
     fn capacity(&self) -> Capacity;
 
+    /// Bytes that a region may take now: less than the capacity leaves where others hold memory of the same device.
+    fn room_bytes(&self) -> u64 {
+        self.capacity().available_bytes()
+    }
+
+    /// Bytes that a region of `bytes` bytes with so much [lead](Device::allocate) takes, in whole pages or granules.
+    fn needed_bytes(&self, bytes: u64, lead_bytes: u8) -> u64 {
+        bytes.saturating_add(lead_bytes.into())
+    }
+
     /// What drives it, as it reports itself. For main memory that is the kernel.
     fn driver(&self) -> Driver {
         let system = rustix::system::uname();

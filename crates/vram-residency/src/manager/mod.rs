@@ -258,6 +258,12 @@ impl VramManager {
         self.own(shard).is_ok()
     }
 
+    /// Whether a shard with that name is resident here, or is being sealed or released.
+    #[must_use]
+    pub fn has_name(&self, shard_id: &ShardId) -> bool {
+        self.worker.residents().iter().any(|resident| resident.shard_id == *shard_id)
+    }
+
     /// Refuses shards of other managers.
     fn own(&self, shard: &SealedShard) -> Result<(), Error> {
         self.worker.is_own(shard)

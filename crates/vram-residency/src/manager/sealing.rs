@@ -12,14 +12,11 @@ use crate::device::{DeviceError, DeviceKind, Fill, MemoryCheck, Region, StagedRe
 use crate::digest::{BlockValue, Digest, Expected, block_count, merge};
 use crate::error::Error;
 use crate::loader::{Cancelled, Loader, OrderedSha256, Progress};
-use crate::model::{ModelFile, TensorTable};
+use crate::model::{self, ModelFile, TensorTable};
 use crate::policy::Violation;
 use crate::seal::{Signature, Statement};
 use crate::shard::{Home, SealedShard, Shard, ShardState, Writable};
 use crate::shard_id::ShardId;
-
-/// The tensor data of a file starts on a boundary of this many bytes.
-const ALIGNMENT: u64 = 256;
 
 /// What is to be sealed, beside the bytes.
 #[derive(Clone, Copy)]
@@ -265,8 +262,7 @@ impl Worker {
     }
 
     fn allocate(&self, contents: &Contents<'_>, shard_id: ShardId) -> Result<Box<dyn StagedRegion>, Error> {
-        let over = contents.data_start % ALIGNMENT;
-        let lead = u8::try_from(ALIGNMENT.saturating_sub(over) % ALIGNMENT).unwrap_or(0);
+        let lead = model::lead_bytes(contents.data_start);
         let requested_bytes = contents.bytes;
         let staged = self.device.allocate(requested_bytes, lead);
         let capacity = self.device.capacity();

@@ -227,6 +227,12 @@ impl ModelFile {
         self.parsed.data_start
     }
 
+    /// How far behind a 256-byte boundary the file's first byte lies in memory, so that its tensors start on one.
+    #[must_use]
+    pub fn lead_bytes(&self) -> u8 {
+        lead_bytes(self.parsed.data_start)
+    }
+
     /// BLAKE3 of the bytes before [`data_start`](ModelFile::data_start), taken of the very bytes that were parsed.
     ///
     /// A file may be changed between the reading of its header and the copying of its bytes. Whoever holds the copy
@@ -304,4 +310,11 @@ impl Source for Fixed<'_> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
         Source::read_at(self.file, offset, buf)
     }
+}
+
+/// See [`ModelFile::lead_bytes`].
+pub(crate) fn lead_bytes(data_start: u64) -> u8 {
+    const BOUNDARY: u64 = 256;
+    let over = data_start % BOUNDARY;
+    u8::try_from(BOUNDARY.saturating_sub(over) % BOUNDARY).unwrap_or(0)
 }

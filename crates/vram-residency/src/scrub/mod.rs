@@ -285,6 +285,11 @@ impl Scrubber {
         live && !self.ending.is_wanted() && self.core.has_moved()
     }
 
+    /// Asks for its end without waiting for that, as [`Scrubber::stop`] does.
+    pub fn begin_to_stop(&self) {
+        self.ending.want();
+    }
+
     /// Ends the check and records that. Dropping does the same. What was watched is late, and so UNVERIFIED, two periods
     /// later.
     pub fn stop(&self) {

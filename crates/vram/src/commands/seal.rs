@@ -12,7 +12,7 @@ use crate::approve::{self, ApprovalView};
 use crate::cli::{Global, Seal};
 use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, Job, Rules, count, progress_bar};
+use crate::jobs::{self, Job, Rules, Target, count, progress_bar};
 use crate::output::{Out, Style, gb_per_s, hex, printable, rfc3339, size, time};
 use crate::session::{self, AuditSummary, Trail};
 use crate::state;
@@ -70,7 +70,8 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         }
     }
     let opened = chosen.open(&seal.host, out)?;
-    let places = jobs::places(&jobs, &opened)?;
+    let targets: Vec<_> = opened.iter().map(|device| Target { device: &**device, is_usable: true }).collect();
+    let places = jobs::places(&jobs, &targets)?;
     let secret = state::secret(global)?;
     let rules = Rules {
         locked: seal.require_locked,

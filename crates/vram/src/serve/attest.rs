@@ -76,7 +76,7 @@ impl Registry {
                 "no shard is resident, so there is nothing to attest; load one first",
             ));
         }
-        let _turn = self.begin_verifying()?;
+        let _turn = self.keepers().begin_verifying()?;
         let mut shards = Vec::with_capacity(ids.len());
         for id in &ids {
             let (shard, path) = self.sealed_with_path(id)?;

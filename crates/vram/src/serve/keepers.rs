@@ -1,46 +1,53 @@
 //! What keeps shards, one for each device: a manager, and the continuous check of what it holds.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use vram_residency::device::DeviceKind;
+use vram_residency::actor::{Acting, acting};
+use vram_residency::device::{Device, DeviceKind};
 use vram_residency::model::ModelFile;
 use vram_residency::scrub::{Budget, ScrubOptions, ScrubStatus, Scrubber};
-use vram_residency::{Cancelled, Progress, SealedShard, VramManager};
+use vram_residency::{Cancelled, Error, Progress, SealedShard, VramManager};
 
 use super::lock::lock;
 use super::report::DeviceView;
 use crate::exit::Failure;
-use crate::jobs::{self, Job};
+use crate::jobs::{self, Job, Target};
 use crate::output::size;
 
 /// The manager of one device and the check of its shards.
 pub(super) struct Keeper {
+    device: Arc<dyn Device>,
     pub(super) manager: VramManager,
     pub(super) scrubber: Scrubber,
+    /// One verification that somebody asked for at a time.
+    verifying: Mutex<()>,
     /// Bytes verified in a second, as last seen.
     speed: Mutex<f64>,
 }
 
 /// One for each device, in the order in which the devices were named: at least one.
 pub(super) struct Keepers {
-    first: Keeper,
-    more: Vec<Keeper>,
+    first: Arc<Keeper>,
+    more: Vec<Arc<Keeper>>,
 }
 
 impl Keepers {
     /// Begins to check what the managers are going to hold. All are of one worker and write one audit log.
-    pub(super) fn start(managers: Vec<VramManager>, options: &ScrubOptions) -> Result<Self, Failure> {
-        let keepers = managers.into_iter().map(|manager| {
+    pub(super) fn start(
+        managers: impl Iterator<Item = (Arc<dyn Device>, VramManager)>,
+        options: &ScrubOptions,
+    ) -> Result<Self, Failure> {
+        let keepers = managers.map(|(device, manager)| {
             let scrubber = Scrubber::start(&manager, options.clone())?;
-            Ok(Keeper { manager, scrubber, speed: Mutex::new(0.0) })
+            Ok(Arc::new(Keeper { device, manager, scrubber, verifying: Mutex::default(), speed: Mutex::new(0.0) }))
         });
         let mut keepers = keepers.collect::<Result<Vec<_>, Failure>>()?.into_iter();
         let first = keepers.next().ok_or_else(|| Failure::usage("no device was named; name one with --device"))?;
         Ok(Self { first, more: keepers.collect() })
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Keeper> + Clone {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Keeper>> + Clone {
         std::iter::once(&self.first).chain(&self.more)
     }
 
@@ -50,23 +57,34 @@ impl Keepers {
     }
 
     /// The one whose device holds a shard. Of a shard that is nobody's, the first refuses whatever is asked.
-    pub(super) fn of(&self, shard: &SealedShard) -> &Keeper {
+    pub(super) fn of(&self, shard: &SealedShard) -> &Arc<Keeper> {
         self.iter().find(|keeper| keeper.manager.holds(shard)).unwrap_or(&self.first)
     }
 
-    /// The manager for what is about no device in particular.
-    pub(super) fn manager(&self) -> &VramManager {
-        &self.first.manager
+    /// The one for what is about no device in particular.
+    pub(super) fn first(&self) -> &Arc<Keeper> {
+        &self.first
     }
 
-    /// Where each file goes: none, where they are not to be placed.
-    pub(super) fn places(&self, jobs: &[Job]) -> Result<Vec<&Keeper>, Failure> {
-        if !self.are_several() {
-            return Ok(vec![&self.first; jobs.len()]);
+    /// Where each file goes. All find a place, or none is begun.
+    pub(super) fn places(&self, jobs: &[Job]) -> Result<Vec<&Arc<Keeper>>, Failure> {
+        let targets: Vec<_> = self.iter().map(|keeper| keeper.target()).collect();
+        let places = jobs::places(jobs, &targets)?;
+        let places: Vec<_> = places.into_iter().map(|place| self.iter().nth(place).unwrap_or(&self.first)).collect();
+        for (job, place) in jobs.iter().zip(&places) {
+            // What was released is still there while it is verified, say: with one name for two, records would be about either.
+            let is_elsewhere =
+                |keeper: &Arc<Keeper>| !Arc::ptr_eq(keeper, place) && keeper.manager.has_name(&job.shard_id);
+            if self.iter().any(is_elsewhere) {
+                return Err(Error::DuplicateShard { shard_id: Box::new(job.shard_id) }.into());
+            }
         }
-        let rooms: Vec<_> = self.iter().map(|keeper| (keeper.name(), keeper.room())).collect();
-        let places = jobs::spread_over(jobs, &rooms)?;
-        Ok(places.into_iter().map(|place| self.iter().nth(place).unwrap_or(&self.first)).collect())
+        Ok(places)
+    }
+
+    /// Nobody else verifies on any device until this is dropped.
+    pub(super) fn begin_verifying(&self) -> Result<Vec<MutexGuard<'_, ()>>, Failure> {
+        self.iter().map(|keeper| keeper.begin_verifying()).collect()
     }
 
     /// How all of the checks are doing, taken together.
@@ -126,6 +144,9 @@ impl Keeper {
         let hashed = self.manager.sha256_bytes();
         let shard = self.manager.seal_file(&job.file, &request).map_err(|error| job.retell(error))?;
         let hashed = self.manager.sha256_bytes().saturating_sub(hashed);
+        if stop() {
+            return Err(Failure::new("stopped", format!("'{}' was not verified: a stop was asked for", job.shard_id)));
+        }
         let verified = self.manager.verify_sealed(&shard)?;
         self.note_speed(verified.bytes, verified.duration);
         Ok((shard, hashed))
@@ -165,12 +186,20 @@ impl Keeper {
         }
     }
 
-    /// What may still become resident here.
-    fn room(&self) -> u64 {
-        if self.manager.device_quarantined().is_some() || self.manager.device_lost().is_some() {
-            return 0;
+    /// Nobody else verifies here until this is dropped.
+    pub(super) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+        match self.verifying.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
+            }
         }
-        self.manager.capacity().available_bytes()
+    }
+
+    fn target(&self) -> Target<'_> {
+        let is_usable = self.manager.device_quarantined().is_none() && self.manager.device_lost().is_none();
+        Target { device: &*self.device, is_usable }
     }
 
     fn budget_warning(&self, several: bool) -> Option<String> {
@@ -199,4 +228,29 @@ impl Keeper {
     fn speed(&self) -> MutexGuard<'_, f64> {
         lock(&self.speed)
     }
+}
+
+/// Has work done for several keepers at once, here and on threads of its own, for whom this thread works. Where the system
+/// gives no thread, it is done here as well.
+pub(super) fn side_by_side<T: Send>(work: Vec<(Arc<Keeper>, T)>, run: &(dyn Fn(&Keeper, T) + Sync)) {
+    let actor = acting();
+    let work: Vec<_> = work.into_iter().map(|(keeper, input)| (keeper, Mutex::new(Some(input)))).collect();
+    let take = |(keeper, input): &(Arc<Keeper>, Mutex<Option<T>>)| {
+        let input = input.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(input) = input {
+            run(keeper, input);
+        }
+    };
+    std::thread::scope(|scope| {
+        for one in work.iter().skip(1) {
+            let take = &take;
+            let thread = std::thread::Builder::new().name("vram-device".to_owned());
+            // What no thread takes is taken below.
+            let _ = thread.spawn_scoped(scope, move || {
+                let _acting = Acting::begin(actor);
+                take(one);
+            });
+        }
+        work.iter().for_each(take);
+    });
 }

@@ -36,6 +36,7 @@ mod telemetry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -56,7 +57,7 @@ use crate::approve;
 use crate::cli::{Global, Serve};
 use crate::devices;
 use crate::exit::Failure;
-use crate::jobs::{self, count, progress_bar};
+use crate::jobs::{self, Target, count, progress_bar};
 use crate::output::{Out, Style, printable, size};
 use crate::session::{self, Trail};
 use crate::state;
@@ -130,7 +131,8 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let exporter = telemetry::install()?;
     let opened = chosen.open(&settings.host, out)?;
     // All of it must fit before the first byte is read.
-    jobs::places(&jobs, &opened)?;
+    let targets: Vec<_> = opened.iter().map(|device| Target { device: &**device, is_usable: true }).collect();
+    jobs::places(&jobs, &targets)?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
     let evidence = Evidence::start(&settings.evidence, &trail, out)?;
@@ -145,7 +147,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
         manager.keep_recheck_keys(settings.recheck_keys)?;
         Ok(manager)
     };
-    let managers = opened.into_iter().map(manager).collect::<Result<Vec<_>, Failure>>()?;
+    let managers = opened.iter().cloned().map(manager).collect::<Result<Vec<_>, Failure>>()?;
     drop(secret);
     // What is about no device in particular is the first one's.
     let [manager, ..] = managers.as_slice() else { return Err(Failure::usage("no device was named")) };
@@ -156,7 +158,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let approved = if unapproved { Err(approve::refuse_without(manager)) } else { Ok(()) };
     let approved = approved.and_then(|()| approve::refuse_unreadable(manager, unreadable));
     let approved = approved.and_then(|()| approve(&settings.models, &parts, &mut jobs, manager, &trail, out));
-    let keepers = Keepers::start(managers, &scrub_options(&settings))?;
+    let keepers = Keepers::start(opened.into_iter().zip(managers), &scrub_options(&settings))?;
     let subject_key = subject_key(out);
     let registry = Arc::new(Registry::new(keepers, &settings, &trail, subject_key, events.recent()));
 
@@ -290,7 +292,13 @@ fn close(registry: &Registry, trail: Trail, reason: &str, out: &Out) -> Result<(
 
 /// Makes every model resident, unless the daemon is asked to stop meanwhile: then those that are stay for the moment.
 fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out) -> Result<(), Failure> {
-    let is_asked = || asked.borrow().is_some();
+    // Told to whoever asks whether to go on, and so before anything ends because of it.
+    let stopped = AtomicBool::new(false);
+    let is_asked = || {
+        let is_asked = asked.borrow().is_some();
+        stopped.fetch_or(is_asked, Ordering::AcqRel);
+        is_asked
+    };
     let bar = progress_bar(&jobs, out);
     let loaded = registry.load(jobs, &|bytes| bar.inc(bytes), &is_asked);
     bar.finish_and_clear();
@@ -303,7 +311,7 @@ fn load_all(registry: &Registry, jobs: Vec<jobs::Job>, asked: &Asked, out: &Out)
             }
             Ok(())
         }
-        Err(_) if is_asked() => Ok(()),
+        Err(_) if stopped.into_inner() => Ok(()),
         Err(failure) => Err(failure),
     }
 }

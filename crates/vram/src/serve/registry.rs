@@ -19,7 +19,7 @@ use super::blocks::Maps;
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
 use super::handout::{Leases, TableFrame};
-use super::keepers::Keepers;
+use super::keepers::{Keeper, Keepers};
 use super::lock::lock;
 use super::recent::Recent;
 use super::report::{Drilled, Released, ShardView, UnsealedView};
@@ -32,6 +32,8 @@ use crate::session::Trail;
 
 /// One shard's place.
 struct Place {
+    /// Which device holds it.
+    keeper: Arc<Keeper>,
     held: Held,
     path: PathBuf,
     format: Format,
@@ -73,7 +75,6 @@ pub(crate) struct Registry {
     places: Mutex<BTreeMap<ShardId, Place>>,
     /// One change of what is resident at a time.
     changing: Mutex<()>,
-    verifying: Mutex<()>,
     audit_dir: PathBuf,
     /// Who has which shards.
     leases: Leases,
@@ -101,7 +102,6 @@ impl Registry {
             keepers,
             places: Mutex::default(),
             changing: Mutex::default(),
-            verifying: Mutex::default(),
             audit_dir: trail.dir.clone(),
             leases: Leases::default(),
             evidence: OnceLock::new(),
@@ -121,7 +121,7 @@ impl Registry {
     }
 
     pub(super) fn record_command(&self, command: &'static str, shard_id: Option<&ShardId>) -> Result<(), Failure> {
-        Ok(self.manager().record_command(command, shard_id)?)
+        Ok(self.keeper_of(shard_id).manager.record_command(command, shard_id)?)
     }
 
     /// Gives a shard back, sealed or not: one that clients hold only by force.
@@ -135,17 +135,16 @@ impl Registry {
             let revoked = self.vacate(shard_id, force)?;
             (places.remove(shard_id).ok_or_else(|| unknown(shard_id))?, revoked)
         };
-        self.record_revoked(&revoked);
+        self.record_revoked(&place.keeper, &revoked);
         let released = match &place.held {
             Held::Sealed(shard) => Released::Sealed(Box::new(self.view_with(shard, place.about()))),
-            Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed))),
+            Held::Unsealed(unsealed) => Released::Unsealed(Box::new(unsealed_view(unsealed, &place.keeper))),
             Held::Busy => return Err(busy(shard_id)),
         };
+        let keeper = Arc::clone(&place.keeper);
         drop(place);
         // The metrics follow at once.
-        for keeper in self.keepers.iter() {
-            keeper.scrubber.look();
-        }
+        keeper.scrubber.look();
         Ok(released)
     }
 
@@ -153,17 +152,17 @@ impl Registry {
     pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str, force: bool) -> Result<UnsealedView, Failure> {
         let _changing = lock(&self.changing);
         drop(self.sealed(shard_id)?);
-        let (held, revoked) = {
+        let (held, revoked, keeper) = {
             let mut places = lock(&self.places);
             let place = places.get_mut(shard_id).ok_or_else(|| unknown(shard_id))?;
             let revoked = self.vacate(shard_id, force)?;
-            (std::mem::replace(&mut place.held, Held::Busy), revoked)
+            (std::mem::replace(&mut place.held, Held::Busy), revoked, Arc::clone(&place.keeper))
         };
-        self.record_revoked(&revoked);
+        self.record_revoked(&keeper, &revoked);
         let Held::Sealed(shard) = held else { return Err(unknown(shard_id)) };
-        match self.keepers.of(&shard).manager.unseal(shard, reason) {
+        match keeper.manager.unseal(shard, reason) {
             Ok(unsealed) => {
-                let view = unsealed_view(&unsealed);
+                let view = unsealed_view(&unsealed, &keeper);
                 self.replace(shard_id, Held::Unsealed(Box::new(unsealed)))?;
                 Ok(view)
             }
@@ -223,7 +222,22 @@ impl Registry {
 
     /// The manager for what is about no device in particular.
     pub(super) fn manager(&self) -> &VramManager {
-        self.keepers.manager()
+        &self.keepers.first().manager
+    }
+
+    /// Through whom something is recorded: of a shard, the keeper that holds it.
+    pub(super) fn keeper_of(&self, shard_id: Option<&ShardId>) -> Arc<Keeper> {
+        let places = lock(&self.places);
+        let place = shard_id.and_then(|shard_id| places.get(shard_id));
+        Arc::clone(place.map_or(self.keepers.first(), |place| &place.keeper))
+    }
+
+    /// A failure with the device's name, where there are several.
+    fn name(&self, failure: Failure, keeper: &Keeper) -> Failure {
+        match self.keepers.are_several() {
+            true => Failure { message: format!("{}: {}", keeper.name(), failure.message), ..failure },
+            false => failure,
+        }
     }
 
     /// What keeps the shards of each device.
@@ -273,9 +287,9 @@ impl Registry {
 
     /// Ends the watch, releases every shard, and records that.
     pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
-        for keeper in self.keepers.iter() {
-            keeper.scrubber.stop();
-        }
+        // All of them first: none is waited for while another goes on.
+        self.keepers.iter().for_each(|keeper| keeper.scrubber.begin_to_stop());
+        self.keepers.iter().for_each(|keeper| keeper.scrubber.stop());
         lock(&self.places).clear();
         Ok(self.manager().record_service(ServiceEvent::Stopped { reason })?)
     }
@@ -342,6 +356,7 @@ fn busy(shard_id: &ShardId) -> Failure {
     Failure::new("busy", format!("'{shard_id}' is being unsealed or resealed; ask again when that is through"))
 }
 
-fn unsealed_view(unsealed: &Unsealed) -> UnsealedView {
-    UnsealedView { shard_id: *unsealed.shard_id(), bytes: unsealed.bytes(), reason: unsealed.reason().to_owned() }
+fn unsealed_view(unsealed: &Unsealed, keeper: &Keeper) -> UnsealedView {
+    let (shard_id, bytes, reason) = (*unsealed.shard_id(), unsealed.bytes(), unsealed.reason().to_owned());
+    UnsealedView { shard_id, device: keeper.name(), bytes, reason }
 }

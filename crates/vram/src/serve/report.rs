@@ -289,6 +289,8 @@ impl StatusView {
 #[derive(Debug, Serialize)]
 pub(crate) struct UnsealedView {
     pub(crate) shard_id: ShardId,
+    /// Where it is, such as `cuda:1`.
+    pub(crate) device: String,
     pub(crate) bytes: u64,
     pub(crate) reason: String,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::driver::Context;
+use super::driver::{Context, CudaError};
 use crate::device::{Capacity, DeviceError, DeviceKind};
 
 /// A device's bytes.
@@ -34,15 +34,27 @@ impl Ledger {
 
     /// Promises bytes. The capacity is a limit and no promise: what the device has left decides as well.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64, context: &Context) -> Result<Reservation, DeviceError> {
-        let mut used_bytes = self.used_bytes.lock();
+        // Asked before the lock is taken: whoever wants to know the capacity does not wait for the driver. What somebody
+        // takes in between, the driver refuses.
         let (free, _) = context.memory()?;
-        let left = self.capacity_bytes.saturating_sub(*used_bytes);
-        let available = left.min(free.saturating_sub(self.headroom_bytes));
+        let mut used_bytes = self.used_bytes.lock();
+        let available = self.available(*used_bytes, free);
         if bytes > available {
             return Err(self.insufficient(bytes, available));
         }
         *used_bytes = used_bytes.saturating_add(bytes);
         Ok(Reservation { ledger: Arc::clone(self), bytes })
+    }
+
+    /// What could be promised now.
+    pub(super) fn room(&self, context: &Context) -> Result<u64, CudaError> {
+        let (free, _) = context.memory()?;
+        Ok(self.available(*self.used_bytes.lock(), free))
+    }
+
+    fn available(&self, used_bytes: u64, free_bytes: u64) -> u64 {
+        let left = self.capacity_bytes.saturating_sub(used_bytes);
+        left.min(free_bytes.saturating_sub(self.headroom_bytes))
     }
 
     pub(super) fn insufficient(&self, needed_bytes: u64, available_bytes: u64) -> DeviceError {

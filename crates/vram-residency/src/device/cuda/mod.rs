@@ -223,6 +223,15 @@ impl Device for CudaDevice {
         self.shared.ledger.capacity()
     }
 
+    fn room_bytes(&self) -> u64 {
+        // Of a GPU that gives no answer nothing can be had.
+        self.shared.ledger.room(&self.shared.context).unwrap_or(0)
+    }
+
+    fn needed_bytes(&self, bytes: u64, lead_bytes: u8) -> u64 {
+        region::needed_bytes(bytes, lead_bytes, self.shared.granularity).unwrap_or(u64::MAX)
+    }
+
     fn driver(&self) -> DriverStatement {
         let CudaFacts { name, driver, .. } = self.facts();
         DriverStatement { name: "NVIDIA CUDA".to_owned(), version: driver.clone(), machine: name.clone() }

@@ -51,15 +51,19 @@ pub(super) struct CudaRegion {
     speeds: Speeds,
 }
 
+/// Bytes that a region takes: whole granules. None where no number is so large.
+pub(super) fn needed_bytes(bytes: u64, lead_bytes: u8, granularity: u64) -> Option<u64> {
+    // The kernels read from any multiple of 8 bytes on.
+    u64::from(lead_bytes & !7).checked_add(bytes.max(1))?.checked_next_multiple_of(granularity)
+}
+
 impl CudaRegion {
     /// Memory of our own, still writable.
     pub(super) fn allocate(shared: &Arc<Shared>, bytes: u64, lead_bytes: u8) -> Result<Self, DeviceError> {
         // The kernels read from any multiple of 8 bytes on.
         let lead = u64::from(lead_bytes & !7);
         let too_large = |needed_bytes| shared.ledger.insufficient(needed_bytes, 0);
-        let needed =
-            lead.checked_add(bytes.max(1)).and_then(|bytes| bytes.checked_next_multiple_of(shared.granularity));
-        let needed = needed.ok_or_else(|| too_large(u64::MAX))?;
+        let needed = needed_bytes(bytes, lead_bytes, shared.granularity).ok_or_else(|| too_large(u64::MAX))?;
         let reservation = shared.ledger.reserve(needed, &shared.context)?;
         let mapped = Mapped::create(&shared.context, needed).map_err(|error| match error {
             CudaError::OutOfMemory { .. } => {

@@ -142,6 +142,10 @@ impl Device for HostDevice {
         Capacity { total_bytes: self.shared.capacity_bytes, used_bytes: self.shared.ledger.lock().used_bytes }
     }
 
+    fn needed_bytes(&self, bytes: u64, lead_bytes: u8) -> u64 {
+        memory::mapped_bytes(bytes, lead_bytes)
+    }
+
     fn allocate(&self, bytes: u64, lead_bytes: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
         let needed_bytes = memory::mapped_bytes(bytes, lead_bytes);
         let reservation = Reservation::take(&self.shared, needed_bytes)?;

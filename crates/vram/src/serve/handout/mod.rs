@@ -26,9 +26,9 @@ use metrics::Unit;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use vram_residency::HandoutEvent;
 use vram_residency::handout::{ErrorCode, encode};
 use vram_residency::metrics as names;
+use vram_residency::{HandoutEvent, VramManager};
 
 use self::pace::{Bucket, Pace};
 use self::refusals::{Due, Refusals};
@@ -234,21 +234,28 @@ pub(super) fn count_attach(result: &'static str) {
     metrics::counter!(names::HANDOUT_ATTACHES, "result" => result).increment(1);
 }
 
+impl Gone {
+    /// Records the end, by the manager that held the shard.
+    pub(crate) fn record(&self, manager: &VramManager, reason: &'static str) {
+        metrics::counter!(names::HANDOUT_DETACHES, "reason" => reason).increment(1);
+        let Self { shard_id, digest, client, lease, held } = self;
+        let (digest, client, lease, held) = (*digest, *client, *lease, *held);
+        // It is over whether that is recorded or not; the loss is counted.
+        let _ = manager.record_handout(HandoutEvent::Detached { shard_id, digest, client, lease, held, reason });
+    }
+}
+
 impl Registry {
     /// Records the end of a lease.
     pub(super) fn record_detached(&self, gone: &Gone, reason: &'static str) {
-        metrics::counter!(names::HANDOUT_DETACHES, "reason" => reason).increment(1);
-        let Gone { shard_id, digest, client, lease, held } = gone;
-        let (client, lease, held) = (*client, *lease, *held);
-        // It is over whether that is recorded or not; the loss is counted.
-        let _ = self.record_handout(HandoutEvent::Detached { shard_id, digest: *digest, client, lease, held, reason });
+        gone.record(&self.keeper_of(Some(&gone.shard_id)).manager, reason);
     }
 
     /// Whether the log took the record.
     fn record_refused(&self, refusal: &Refusal, unrecorded: u64) -> bool {
         let (shard_id, code, reason) = (refusal.shard_id.as_deref(), refusal.code, refusal.message.as_str());
         let event = HandoutEvent::Refused { shard_id, code, reason, unrecorded };
-        self.record_handout(event).unwrap_or(false)
+        self.keeper_of(shard_id).manager.record_handout(event).unwrap_or(false)
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use vram_residency::device::Export;
 use vram_residency::handout::ErrorCode;
-use vram_residency::{Error, HandoutEvent, SealedShard, ShardId};
+use vram_residency::{Error, SealedShard, ShardId};
 
 use super::{Held, Place, Registry};
 use crate::exit::Failure;
 use crate::serve::handout::{Gone, Leases, Refusal, Rules, TableFrame, Which};
+use crate::serve::keepers::Keeper;
 use crate::serve::lock::lock;
 
 /// Ids that a refusal names, at most.
@@ -24,10 +25,6 @@ impl Registry {
     /// Who this is, and within which time every block is checked.
     pub(in crate::serve) fn introduce(&self) -> (String, Duration) {
         (self.manager().worker_id().to_string(), self.period)
-    }
-
-    pub(in crate::serve) fn record_handout(&self, event: HandoutEvent<'_>) -> Result<bool, Failure> {
-        Ok(self.manager().record_handout(event)?)
     }
 
     /// Has a shard's device hand its memory out, on record.
@@ -129,9 +126,9 @@ impl Registry {
     }
 
     /// Records the leases that were ended by force.
-    pub(super) fn record_revoked(&self, gone: &[Gone]) {
+    pub(super) fn record_revoked(&self, keeper: &Keeper, gone: &[Gone]) {
         for lease in gone {
-            self.record_detached(lease, "revoked");
+            lease.record(&keeper.manager, "revoked");
         }
     }
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use vram_residency::actor::{Acting, acting};
 use vram_residency::model::{Format, ModelFile};
 use vram_residency::{Cancelled, Progress, SealedShard};
 
@@ -13,7 +12,7 @@ use crate::approve::{self, Approved, Source};
 use crate::exit::Failure;
 use crate::jobs::{self, Job};
 use crate::serve::handout::TableFrame;
-use crate::serve::keepers::Keeper;
+use crate::serve::keepers::{Keeper, side_by_side};
 use crate::serve::lock::lock;
 use crate::serve::report::ShardView;
 
@@ -26,7 +25,7 @@ impl Registry {
         stop: Cancelled<'_>,
     ) -> Result<Vec<ShardView>, Failure> {
         self.on_each_device(jobs, stop, &|keeper, job, stop| {
-            let (shard, hashed) = keeper.seal(&job, progress, stop)?;
+            let (shard, hashed) = keeper.seal(&job, progress, stop).map_err(|failure| self.name(failure, keeper))?;
             Ok(self.keep(shard, &job.file, job.approved, hashed))
         })
     }
@@ -52,6 +51,7 @@ impl Registry {
         let sealed = self.on_each_device(jobs, &|| false, &|keeper, job, stop| {
             let (shard, hashed) = keeper
                 .seal(&job, &|_| (), stop)
+                .map_err(|failure| self.name(failure, keeper))
                 .map_err(|failure| Failure { message: format!("{}: {}", job.shard_id, failure.message), ..failure })?;
             Ok((shard, job, hashed))
         })?;
@@ -67,17 +67,17 @@ impl Registry {
         work: &(dyn Fn(&Keeper, Job, Cancelled<'_>) -> Result<T, Failure> + Sync),
     ) -> Result<Vec<T>, Failure> {
         let places = self.keepers.places(&jobs)?;
-        let mut queues: Vec<(&Keeper, Vec<(usize, Job)>)> = Vec::new();
+        let mut queues: Vec<(Arc<Keeper>, Vec<(usize, Job)>)> = Vec::new();
         for (job, keeper) in jobs.into_iter().enumerate().zip(places) {
-            match queues.iter_mut().find(|(known, _)| std::ptr::eq(*known, keeper)) {
+            match queues.iter_mut().find(|(known, _)| Arc::ptr_eq(known, keeper)) {
                 Some((_, queue)) => queue.push(job),
-                None => queues.push((keeper, vec![job])),
+                None => queues.push((Arc::clone(keeper), vec![job])),
             }
         }
         let has_failed = AtomicBool::new(false);
         let (first_failure, done) = (Mutex::new(None), Mutex::new(Vec::new()));
         let stop = || has_failed.load(Ordering::Acquire) || stop();
-        let drain = |keeper: &Keeper, queue: Vec<(usize, Job)>| {
+        side_by_side(queues, &|keeper, queue| {
             for (index, job) in queue {
                 match work(keeper, job, &stop) {
                     Ok(result) => lock(&done).push((index, result)),
@@ -88,21 +88,6 @@ impl Registry {
                         return;
                     }
                 }
-            }
-        };
-        let actor = acting();
-        std::thread::scope(|scope| {
-            let mut queues = queues.into_iter();
-            let here = queues.next();
-            for (keeper, queue) in queues {
-                let drain = &drain;
-                scope.spawn(move || {
-                    let _acting = Acting::begin(actor);
-                    drain(keeper, queue);
-                });
-            }
-            if let Some((keeper, queue)) = here {
-                drain(keeper, queue);
             }
         });
         if let Some(failure) = lock(&first_failure).take() {
@@ -121,10 +106,11 @@ impl Registry {
         approved: Option<Approved>,
         sha256_bytes: u64,
     ) -> ShardView {
-        self.keepers.of(&shard).watch(&shard, file);
+        let keeper = Arc::clone(self.keepers.of(&shard));
+        keeper.watch(&shard, file);
         let (path, format) = (file.path().to_owned(), file.format());
         let table = Arc::new(TableFrame::of(shard.table()));
-        let place = Place { held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes, table };
+        let place = Place { keeper, held: Held::Sealed(shard.clone()), path, format, approved, sha256_bytes, table };
         let view = self.view_with(&shard, place.about());
         lock(&self.places).insert(view.shard_id, place);
         view

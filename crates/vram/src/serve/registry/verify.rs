@@ -1,15 +1,14 @@
 //! Verifying now, one caller at a time: a shard, or all of them, in one sweep on each device.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
-use vram_residency::actor::{Acting, acting};
 use vram_residency::{SealedShard, ShardId, Verified};
 
 use super::{Held, Registry, busy};
 use crate::exit::{Exit, Failure};
-use crate::serve::keepers::Keeper;
+use crate::serve::keepers::{Keeper, side_by_side};
 use crate::serve::lock::lock;
 use crate::serve::report::ShardView;
 
@@ -36,7 +35,7 @@ impl Registry {
     /// Verifies a whole shard; the policy acts where that fails.
     pub(in crate::serve) fn verify(&self, shard_id: &ShardId) -> Result<ShardView, Failure> {
         let shard = self.sealed(shard_id)?;
-        let _turn = self.begin_verifying()?;
+        let _turn = self.keepers.of(&shard).begin_verifying()?;
         self.verify_shard(&shard)?;
         Ok(self.view(&shard))
     }
@@ -44,7 +43,7 @@ impl Registry {
     /// Verifies all shards, in one sweep on each device and on all devices at once, each with an outcome of its own, in the order of their names. The policy acts on
     /// those that fail.
     pub(in crate::serve) fn verify_all(&self) -> Result<Vec<Outcome>, Failure> {
-        let _turn = self.begin_verifying()?;
+        let _turn = self.keepers.begin_verifying()?;
         let mut outcomes = Vec::new();
         let mut shards = Vec::new();
         for (shard_id, place) in lock(&self.places).iter() {
@@ -64,24 +63,12 @@ impl Registry {
             return Err(Failure::new("no-shard", message));
         }
         let told = Mutex::new(outcomes);
-        let actor = acting();
-        std::thread::scope(|scope| {
-            let mut of_devices = self.keepers.iter().filter_map(|keeper| {
-                let own: Vec<_> = shards.extract_if(.., |shard| keeper.manager.holds(shard)).collect();
-                (!own.is_empty()).then_some((keeper, own))
-            });
-            let here = of_devices.next();
-            for (keeper, own) in of_devices {
-                let told = &told;
-                scope.spawn(move || {
-                    let _acting = Acting::begin(actor);
-                    self.verify_on(keeper, own, told);
-                });
-            }
-            if let Some((keeper, own)) = here {
-                self.verify_on(keeper, own, &told);
-            }
+        let of_devices = self.keepers.iter().map(|keeper| {
+            let own: Vec<_> = shards.extract_if(.., |shard| keeper.manager.holds(shard)).collect();
+            (Arc::clone(keeper), own)
         });
+        let of_devices = of_devices.filter(|(_, own)| !own.is_empty()).collect();
+        side_by_side(of_devices, &|keeper, own| self.verify_on(keeper, own, &told));
         let mut outcomes = told.into_inner().unwrap_or_else(PoisonError::into_inner);
         outcomes.sort_by_key(|(shard_id, _)| *shard_id);
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
@@ -108,17 +95,6 @@ impl Registry {
         });
         if all_as_sealed {
             keeper.note_speed(bytes, began.elapsed());
-        }
-    }
-
-    /// Nobody else verifies until this is dropped.
-    pub(in crate::serve) fn begin_verifying(&self) -> Result<MutexGuard<'_, ()>, Failure> {
-        match self.verifying.try_lock() {
-            Ok(turn) => Ok(turn),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::new("busy", "another verification runs; ask again when it is through"))
-            }
         }
     }
 

@@ -11,7 +11,6 @@ use super::{About, Held, Place, Registry, unsealed_view};
 use crate::exit::Failure;
 use crate::output::rfc3339;
 use crate::serve::blocks;
-use crate::serve::keepers::Keeper;
 use crate::serve::lock::lock;
 use crate::serve::report::{AuditView, BlockView, Health, ShardView, StatusView, UnsealedView, now_ns};
 
@@ -40,8 +39,13 @@ impl Registry {
         for (shard_id, place) in &*lock(&self.places) {
             match &place.held {
                 Held::Sealed(shard) => shards.push(self.view_with(shard, place.about())),
-                Held::Unsealed(without) => unsealed.push(unsealed_view(without)),
-                Held::Busy => unsealed.push(UnsealedView { shard_id: *shard_id, bytes: 0, reason: "busy".to_owned() }),
+                Held::Unsealed(without) => unsealed.push(unsealed_view(without, &place.keeper)),
+                Held::Busy => unsealed.push(UnsealedView {
+                    shard_id: *shard_id,
+                    device: place.keeper.name(),
+                    bytes: 0,
+                    reason: "busy".to_owned(),
+                }),
             }
         }
         let health = self.readiness();
@@ -56,7 +60,7 @@ impl Registry {
             not_ready: health.reasons,
             on_failure: self.manager().policy().on_failure.as_str(),
             require_approval: self.require_approval,
-            devices: self.keepers.iter().map(Keeper::view).collect(),
+            devices: self.keepers.iter().map(|keeper| keeper.view()).collect(),
             scrub: self.scrub_status(),
             audit: self.audit(),
             handout: self.leases.view(),

@@ -7,14 +7,15 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::thread::ThreadId;
+use std::time::{Duration, SystemTime};
 
-use audit_logging::Options;
+use audit_logging::{Clock, Options, SystemClock};
 use cuda_emulator::{Emulator, Plan};
 use support::moody::Moody;
 use support::word::{NONCE, SECOND, attest, attest_key, believed_as_it_is_alone, fresh, nonce, policy};
-use support::{WORKER, disk_dir, events, id, key, small_log};
+use support::{WORKER, disk_dir, events, id, key, names, small_log};
 use vram_residency::attest::envelope::Envelope;
 use vram_residency::attest::statement::Statement;
 use vram_residency::attest::{Fresh, Refusal, check};
@@ -255,6 +256,65 @@ fn damage_on_one_of_two_gpus_refuses_all_of_it() {
     let Error::NotAttested { shard_id, state } = &refused else { panic!("{refused}") };
     assert_eq!((**shard_id, *state), (id("second"), ShardState::Quarantined));
     assert!(made(dir.path()).is_empty());
+}
+
+/// A clock at which one thread stops, once, when it asks for the time of day.
+#[derive(Debug)]
+struct Stops {
+    clock: SystemClock,
+    who: Mutex<Option<ThreadId>>,
+    stopped: Barrier,
+    goes_on: Barrier,
+}
+
+impl Clock for Stops {
+    fn wall(&self) -> SystemTime {
+        let is_meant = self.who.lock().unwrap().take_if(|who| *who == std::thread::current().id()).is_some();
+        if is_meant {
+            self.stopped.wait();
+            self.goes_on.wait();
+        }
+        self.clock.wall()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+}
+
+/// Stopped between the measurement and the record, at the time that the statement says: nobody can hand out a shard on either
+/// GPU until that is on record.
+#[test]
+fn on_no_gpu_is_a_protection_lowered_between_its_measurement_and_the_record() {
+    let _emulator = Emulator::lock(Plan::with_devices(2));
+    let dir = disk_dir();
+    let (who, clock) = (Mutex::new(None), SystemClock::new());
+    let clock = Arc::new(Stops { clock, who, stopped: Barrier::new(2), goes_on: Barrier::new(2) });
+    let critical_deadline = Duration::from_secs(30);
+    let options = Options { clock: Arc::clone(&clock) as _, critical_deadline, ..small_log() };
+    let trail = AuditTrail::open_with(dir.path(), options).unwrap();
+    let (one, two) = (gpu(0, &trail), gpu(1, &trail));
+    let (first, second) = (one.seal_model(id("first"), "m", b"1"), two.seal_model(id("second"), "m", b"2"));
+    let fresh = [fresh(&one, &first.unwrap(), "first"), fresh(&two, &second.unwrap(), "second")];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            *clock.who.lock().unwrap() = Some(std::thread::current().id());
+            attest(&[&one, &two], &fresh).unwrap();
+        });
+        clock.stopped.wait();
+        for (manager, fresh) in [&one, &two].into_iter().zip(&fresh) {
+            scope.spawn(|| drop(manager.hand_out(&fresh.shard, 1, 1).unwrap()));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let told = fresh.each_ref().map(|fresh| fresh.shard.protection());
+        clock.goes_on.wait();
+        assert_eq!(told, [Protection::ReadOnly; 2]);
+    });
+    assert_eq!(fresh.each_ref().map(|fresh| fresh.shard.protection()), [Protection::Advisory; 2]);
+    drop((fresh, one, two, trail));
+    let events = events(dir.path());
+    let at = |name: &str| names(&events).iter().position(|told| *told == name).unwrap();
+    assert!(at("AttestationMade") < at("ProtectionLowered"), "{:?}", names(&events));
 }
 
 /// Two who attest what lies on two GPUs, naming them in opposite orders, beside two who hand it out: nobody waits in a circle,

@@ -1,5 +1,5 @@
 """Judges an attestation with tools that are not ours: securesystemslib for the DSSE envelope and its signature,
-in-toto-attestation for the statement, blake3 for the subjects' files.
+in-toto-attestation for the statement, blake3 for the subjects' files. That the devices are those of the shards is read here.
 
     attestation.py ENVELOPE PUBLIC-KEY FILE ...
 """
@@ -30,6 +30,10 @@ try:
     for path in files:
         assert subjects[path.name]["blake3"] == blake3.blake3(path.read_bytes()).hexdigest(), path.name
     assert len(subjects) == len(files), subjects
-    print(f"accepted {len(subjects)} subjects, {statement.predicate_type}")
+    predicate = json_format.MessageToDict(statement.predicate)
+    devices = [device["uuid"] for device in predicate["devices"]]
+    # Each device that a shard names, once, in the order in which they are first named.
+    assert devices == list(dict.fromkeys(shard["device"] for shard in predicate["shards"])), devices
+    print(f"accepted {len(subjects)} subjects (devices: {len(devices)}), {statement.predicate_type}")
 except Exception as error:  # whatever it stumbles over, it does not accept
     raise SystemExit(f"REJECTED: {type(error).__name__}: {error}")

@@ -212,6 +212,11 @@ impl AuditTrail {
         }
     }
 
+    /// Whether the other is a clone of this one: whether both write to one place.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Records lost so far. Allocates nothing.
     #[must_use]
     pub fn lost_records(&self) -> u64 {

@@ -178,6 +178,25 @@ pub enum Error {
         /// How many there may be.
         limit: usize,
     },
+    /// An attestation is one worker's word.
+    #[error("'{one}' and '{other}' are two workers, and an attestation is the word of one; ask for one of each")]
+    TwoWorkers {
+        /// One of them.
+        one: Box<str>,
+        /// Another.
+        other: Box<str>,
+    },
+    /// An attestation is on record in one place.
+    #[error(
+        "the managers of {one} and {other} have two audit trails, and an attestation is a record of one; \
+         set them up with clones of one trail, or ask for an attestation of each"
+    )]
+    TwoTrails {
+        /// What one's device is called.
+        one: Box<str>,
+        /// What another's is.
+        other: Box<str>,
+    },
     /// The record could not be kept, and the policy makes that fatal.
     #[error("the audit log did not keep the record and the policy requires it: {0}")]
     Audit(TrailError),

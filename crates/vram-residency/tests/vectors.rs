@@ -152,35 +152,60 @@ fn a_second_implementation_agrees() {
 #[test]
 fn attestations_are_as_published() {
     let key = AttestKey::of(&[7; 32]).unwrap();
+    let gpus = [DeviceUuid(*b"0123456789abcdef"), DeviceUuid(*b"ghijklmnopqrstuv")];
     let statement = Statement1 {
         statement_type: "https://in-toto.io/Statement/v1".into(),
-        subject: vec![Subject {
-            name: "model.safetensors".into(),
-            digest: Digests { blake3: Digest::of(b"weights"), sha256: Some([0xab; 32]) },
-        }],
-        predicate_type: "urn:vram-residency:attestation:v1".into(),
+        subject: vec![
+            Subject {
+                name: "model-00001-of-00002.safetensors".into(),
+                digest: Digests { blake3: Digest::of(b"weights"), sha256: Some([0xab; 32]) },
+            },
+            Subject {
+                name: "model-00002-of-00002.safetensors".into(),
+                digest: Digests { blake3: Digest::of(b"more weights"), sha256: None },
+            },
+        ],
+        predicate_type: "urn:vram-residency:attestation:v2".into(),
         predicate: Predicate {
             nonce: "00112233445566778899aabbccddeeff".parse().unwrap(),
             attested_at: 1_795_000_000_123_456_789,
             worker_id: "worker-1".into(),
             software: Software { name: "vram".into(), version: "0.1.0".into() },
-            device: DeviceFacts {
-                kind: DeviceKind::Host,
-                uuid: DeviceUuid(*b"0123456789abcdef"),
-                driver: Driver { name: "Linux".into(), version: "6.12.0".into(), machine: "x86_64".into() },
-            },
-            shards: vec![ShardFacts {
-                shard_id: ShardId::new("model-safetensors").unwrap(),
-                model_ref: "org/model".into(),
-                shard_index: 0,
-                shard_count: 1,
-                bytes: 7,
-                tensor_table: Digest::of(b"table"),
-                residency: Residency::HostLocked,
-                protection: Protection::ReadOnly,
-                sealed_at: 1_794_999_000_000_000_000,
-                verified_at: 1_795_000_000_100_000_000,
-            }],
+            devices: gpus
+                .map(|uuid| DeviceFacts {
+                    kind: DeviceKind::Cuda,
+                    uuid,
+                    driver: Driver { name: "NVIDIA CUDA".into(), version: "13.0".into(), machine: "NVIDIA L4".into() },
+                })
+                .to_vec(),
+            shards: vec![
+                ShardFacts {
+                    shard_id: ShardId::new("model-00001-of-00002").unwrap(),
+                    model_ref: "org/model".into(),
+                    shard_index: 0,
+                    shard_count: 2,
+                    bytes: 7,
+                    tensor_table: Digest::of(b"table"),
+                    device: gpus[0],
+                    residency: Residency::Vram,
+                    protection: Protection::ReadOnly,
+                    sealed_at: 1_794_999_000_000_000_000,
+                    verified_at: 1_795_000_000_100_000_000,
+                },
+                ShardFacts {
+                    shard_id: ShardId::new("model-00002-of-00002").unwrap(),
+                    model_ref: "org/model".into(),
+                    shard_index: 1,
+                    shard_count: 2,
+                    bytes: 12,
+                    tensor_table: Digest::of(b"another table"),
+                    device: gpus[1],
+                    residency: Residency::Vram,
+                    protection: Protection::Advisory,
+                    sealed_at: 1_794_999_001_000_000_000,
+                    verified_at: 1_795_000_000_123_000_000,
+                },
+            ],
             audit_log: Some(LogPosition {
                 sequence: 42,
                 checkpoint: Some(CheckpointFacts { origin: "example.org/log".into(), size: 43, root: [0xcd; 32] }),

@@ -61,7 +61,11 @@ fn a_daemon_attests_and_anybody_with_the_key_can_check_it() {
     assert_eq!(statement["subject"][0]["name"], "big.bin");
     let digest = format!("blake3:{}", text(&statement["subject"][0]["digest"]["blake3"]));
     assert_eq!(digest, text(&daemon.ready["shards"][0]["digest"]));
-    let log = &statement["predicate"]["auditLog"];
+    let predicate = &statement["predicate"];
+    let devices = predicate["devices"].as_array().unwrap();
+    assert_eq!((devices.len(), &devices[0]["kind"]), (1, &json!("host")), "{devices:?}");
+    assert!(predicate["shards"].as_array().unwrap().iter().all(|shard| shard["device"] == devices[0]["uuid"]));
+    let log = &predicate["auditLog"];
     // The checkpoint covers the records of the verifications that were made for it.
     assert!(log["checkpoint"]["size"].as_u64() >= log["sequence"].as_u64(), "{log}");
     assert_eq!((&told["key"], &told["nonce_checked"]), (&key["key_id"], &json!(true)));
@@ -92,6 +96,46 @@ fn a_daemon_attests_and_anybody_with_the_key_can_check_it() {
     assert_eq!(attested.len(), 2);
     assert_eq!(attested[0]["envelope"], made["envelope"], "the log knows it by its digest");
     assert!(text(&attested[0]["actor"]).starts_with("hmac-sha256:"), "and who asked, by commitment");
+}
+
+/// The published vector, whose two shards lie on two GPUs, checked as anybody would.
+#[test]
+fn each_device_is_shown_with_what_lies_on_it_and_the_policy_must_name_them_all() {
+    const DEVICES: [&str; 2] = ["30313233-3435-3637-3839-616263646566", "6768696a-6b6c-6d6e-6f70-717273747576"];
+    let home = Home::new();
+    let vector = std::fs::read_to_string("../../docs/vectors/attestation.json").unwrap();
+    let vector: Value = serde_json::from_str(&vector).unwrap();
+    let word = home.file("word.json", text(&vector["envelope"]).as_bytes());
+    let judged = |devices: &[&str], json: &[&str]| {
+        let digests = [b"weights".as_slice(), b"more weights"].map(|bytes| format!("blake3:{}", blake3::hash(bytes)));
+        let policy = format!(
+            "keys = [{}]\ndigests = {}\nresidency = \"vram\"\nprotection = \"advisory\"\nmax_age = \"500000h\"\n\
+             max_skew = \"500000h\"\ncomplete = true\ndevices = {}\n",
+            vector["public_key"],
+            json!(digests),
+            json!(devices)
+        );
+        let policy = home.file("policy.toml", policy.as_bytes());
+        let mut command = home.command();
+        command.args(json).args(["attest", "--check"]).arg(&word).arg("--policy").arg(policy);
+        Ran::from(command.output().unwrap())
+    };
+    let ran = judged(&DEVICES, &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[0].ends_with("2 shards attested by worker-1 on 2 devices"), "{ran:?}");
+    for (at, name, shown) in [
+        (1, "model-00001-of-00002.safetensors", "7 bytes  vram, read-only"),
+        (3, "model-00002-of-00002.safetensors", "12 bytes  vram, advisory"),
+    ] {
+        let device = format!("  cuda {}  1 shard, ", DEVICES[at / 2]);
+        assert!(lines[at].starts_with(&device) && lines[at].ends_with("(NVIDIA CUDA 13.0, NVIDIA L4)"), "{ran:?}");
+        assert!(lines[at + 1].starts_with(&format!("    {name}  {shown}  blake3:")), "{ran:?}");
+    }
+    assert_eq!(judged(&[DEVICES[1], DEVICES[0]], &["--json"]).code, 0, "a policy's list has no order");
+    for (named, other) in [(DEVICES[0], DEVICES[1]), (DEVICES[1], DEVICES[0])] {
+        judged(&[named], &["--json"]).failed(3, "attestation", &[other, "the policy does not name it"]);
+    }
 }
 
 #[test]

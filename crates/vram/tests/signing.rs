@@ -194,7 +194,7 @@ fn what_is_attested_is_accepted_by_in_totos_own_tools() {
     let said = judged(&word);
     assert!(said.status.success(), "{said:?}");
     let text = String::from_utf8(said.stdout).unwrap();
-    assert_eq!(text.trim(), "accepted 2 subjects, urn:vram-residency:attestation:v1");
+    assert_eq!(text.trim(), "accepted 2 subjects (devices: 1), urn:vram-residency:attestation:v2");
     let envelope = std::fs::read_to_string(&word).unwrap();
     for (from, to) in [("payload\":\"eyJfd", "payload\":\"eyJfe"), ("\"sig\":\"", "\"sig\":\"AAAA")] {
         let other = home.file("changed.json", envelope.replacen(from, to, 1).as_bytes());

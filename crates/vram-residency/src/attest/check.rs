@@ -28,7 +28,7 @@ pub struct Policy {
     pub max_skew: Duration,
     /// Workers that may hold the shards; empty: any.
     pub workers: Vec<String>,
-    /// Devices that may hold them; empty: any.
+    /// Devices that may hold them, all of them; empty: any.
     pub devices: Vec<DeviceUuid>,
     /// Names that the audit log may have, which must be signed then; empty: any log, or none.
     pub log_origins: Vec<String>,
@@ -166,8 +166,8 @@ pub enum Refusal {
         /// Who it is.
         found: Box<str>,
     },
-    /// Another device holds them.
-    #[error("the device is {found}, which the policy does not name; ask about one that it names")]
+    /// Another device holds some of them.
+    #[error("the device {found} holds shards and the policy does not name it; ask about shards on those that it names")]
     Device {
         /// Which it is.
         found: DeviceUuid,
@@ -209,8 +209,9 @@ pub fn check(bytes: &[u8], policy: &Policy, nonce: Option<&Nonce>, now_ns: u64) 
     if !is_one_of(&policy.workers, &predicate.worker_id) {
         return Err(Refusal::Worker { found: predicate.worker_id.as_str().into() });
     }
-    if !policy.devices.is_empty() && !policy.devices.contains(&predicate.device.uuid) {
-        return Err(Refusal::Device { found: predicate.device.uuid });
+    let is_named = |uuid| policy.devices.is_empty() || policy.devices.contains(uuid);
+    if let Some(device) = predicate.devices.iter().find(|device| !is_named(&device.uuid)) {
+        return Err(Refusal::Device { found: device.uuid });
     }
     let log = predicate.audit_log.as_ref().and_then(|log| log.checkpoint.as_ref());
     match log {

@@ -16,7 +16,7 @@ use crate::shard_id::ShardId;
 /// The statement's type.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// The predicate's type.
-pub const PREDICATE_TYPE: &str = "urn:vram-residency:attestation:v1";
+pub const PREDICATE_TYPE: &str = "urn:vram-residency:attestation:v2";
 
 /// Fewest bytes of a nonce.
 pub const MIN_NONCE: usize = 8;
@@ -107,8 +107,8 @@ pub struct Predicate {
     pub worker_id: String,
     /// What measured and signed.
     pub software: Software,
-    /// Where the bytes are.
-    pub device: DeviceFacts,
+    /// Where the bytes are: each device that holds some, once, in the order in which the shards first name them.
+    pub devices: Vec<DeviceFacts>,
     /// The shards, in the order of the subjects.
     pub shards: Vec<ShardFacts>,
     /// Where the audit log was then; null where there is none.
@@ -173,6 +173,9 @@ pub struct ShardFacts {
     /// Digest of its tensor table.
     #[serde(serialize_with = "as_text", deserialize_with = "text")]
     pub tensor_table: Digest,
+    /// The device that holds it: one of the statement's.
+    #[serde(serialize_with = "as_text", deserialize_with = "device_uuid")]
+    pub device: DeviceUuid,
     /// Where its bytes are, as measured.
     #[serde(serialize_with = "as_text", deserialize_with = "residency")]
     pub residency: Residency,
@@ -243,7 +246,39 @@ impl Statement {
         if subjects != shards || !(1..=MAX_SUBJECTS).contains(&subjects) {
             return Err(malformed(format!("it has {subjects} subjects and {shards} shards; 1 to {MAX_SUBJECTS} each")));
         }
+        statement.predicate.check_devices().map_err(malformed)?;
         if statement.to_text() == bytes { Ok(statement) } else { Err(Refusal::NotCanonical) }
+    }
+}
+
+impl Predicate {
+    /// The devices are those that the shards name, each once, in the order in which they first name them: for some shards
+    /// there is one list. Else says what is wrong with it.
+    fn check_devices(&self) -> Result<(), String> {
+        let mut named: Vec<DeviceUuid> = Vec::new();
+        for shard in &self.shards {
+            if !named.contains(&shard.device) {
+                named.push(shard.device);
+            }
+        }
+        let listed: Vec<DeviceUuid> = self.devices.iter().map(|device| device.uuid).collect();
+        if named == listed {
+            return Ok(());
+        }
+        let mut seen = Vec::new();
+        for device in &listed {
+            if seen.contains(device) {
+                return Err(format!("it lists the device {device} twice"));
+            }
+            seen.push(*device);
+        }
+        if let Some(device) = named.iter().find(|device| !listed.contains(device)) {
+            return Err(format!("a shard is on the device {device}, which it does not list"));
+        }
+        if let Some(device) = listed.iter().find(|device| !named.contains(device)) {
+            return Err(format!("it lists the device {device}, which holds none of its shards"));
+        }
+        Err("its devices are not in the order in which its shards first name them".to_owned())
     }
 }
 

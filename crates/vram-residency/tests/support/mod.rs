@@ -9,6 +9,7 @@
 )]
 
 pub mod moody;
+pub mod word;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::json;
 use vram_residency::attest::envelope::{Envelope, MAX_ENVELOPE};
-use vram_residency::attest::statement::Statement;
+use vram_residency::attest::statement::{DeviceFacts, Predicate, Statement, Subject};
 use vram_residency::attest::{self, AttestKey, Nonce};
 use vram_residency::digest::Digest;
 
@@ -89,22 +89,14 @@ fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result
     }
     let predicate = &checked.statement.predicate;
     out.line(format_args!(
-        "{} {} attested by {} on {} {}",
+        "{} {} attested by {} on {}",
         out.styled(Style::Green, "ok"),
         count(predicate.shards.len(), "shard"),
         printable(&predicate.worker_id),
-        predicate.device.kind,
-        predicate.device.uuid,
+        count(predicate.devices.len(), "device"),
     ));
-    for (subject, shard) in checked.statement.subject.iter().zip(&predicate.shards) {
-        out.line(format_args!(
-            "  {}  {}  {}, {}  {}",
-            printable(&subject.name),
-            size(shard.bytes),
-            shard.residency,
-            shard.protection,
-            subject.digest.blake3
-        ));
+    for device in &predicate.devices {
+        show(device, predicate, &checked.statement.subject, out);
     }
     out.line(format_args!("  signed      {}, {:.1} s ago", rfc3339(predicate.attested_at), checked.age.as_secs_f64()));
     out.line(format_args!("  key         {}", checked.key_id));
@@ -133,6 +125,31 @@ fn check(file: &Path, policy: &Path, nonce: Option<&Nonce>, out: &Out) -> Result
         statement: &checked.statement,
     });
     Ok(())
+}
+
+/// A device, and under it what lies on it.
+fn show(device: &DeviceFacts, predicate: &Predicate, subjects: &[Subject], out: &Out) {
+    let DeviceFacts { kind, uuid, driver } = device;
+    let on_it = || subjects.iter().zip(&predicate.shards).filter(|(_, shard)| shard.device == *uuid);
+    let bytes = on_it().fold(0_u64, |sum, (_, shard)| sum.saturating_add(shard.bytes));
+    out.line(format_args!(
+        "  {kind} {uuid}  {}, {}  ({} {}, {})",
+        count(on_it().count(), "shard"),
+        size(bytes),
+        printable(&driver.name),
+        printable(&driver.version),
+        printable(&driver.machine),
+    ));
+    for (subject, shard) in on_it() {
+        out.line(format_args!(
+            "    {}  {}  {}, {}  {}",
+            printable(&subject.name),
+            size(shard.bytes),
+            shard.residency,
+            shard.protection,
+            subject.digest.blake3
+        ));
+    }
 }
 
 /// The bytes of an attestation. One that is longer than any that is made is not believed either.

@@ -398,6 +398,7 @@ fn unseal_and_reseal_are_on_record_and_give_the_new_bytes_a_new_digest() {
     let mut unsealed = lab.manager.unseal(held, "merge of an adapter").unwrap();
     let duplicate = lab.manager.seal_model(id("shard-1"), "model", b"x");
     assert!(matches!(duplicate, Err(Error::DuplicateShard { .. })), "the name is still taken");
+    assert!(lab.manager.has_name(&id("shard-1")) && !lab.manager.has_name(&id("shard-2")));
     unsealed.write(10, b"adapter").unwrap();
     assert!(unsealed.write(4999, b"beyond").is_err());
     let shard = unsealed.reseal().unwrap();

@@ -102,7 +102,7 @@ fn files_of_a_model_are_spread_over_gpus() {
     // Not on both together, but each as a whole.
     let refused =
         home.run(["seal", "--json", "--format", "raw", "--device", "cuda:0,cuda:1", "--capacity", "2MiB", names[0]]);
-    refused.failed(1, "memory", &["cuda:0 has 2097152", "cuda:1 has 2097152"]);
+    refused.failed(1, "memory", &["has 2097152 bytes free", "4194304 are needed"]);
 }
 
 #[test]

@@ -51,6 +51,23 @@ fn a_daemon_keeps_checks_repairs_and_verifies_weights_on_each_of_its_gpus() {
         verified.as_array().unwrap().iter().map(|one| (text(&one["device"]), text(&one["state"]))).collect();
     assert_eq!(states, [("cuda:0".into(), "VERIFIED".into()), ("cuda:1".into(), "VERIFIED".into())]);
 
+    // One attestation names both GPUs, and says which shard lies where.
+    home.json(["attest", "--keygen"]);
+    let word = home.path("word.json");
+    daemon.told(&["attest", "--nonce", "00112233445566778899aabbccddeeff", "-o", word.to_str().unwrap()]);
+    let envelope: Value = serde_json::from_slice(&std::fs::read(&word).unwrap()).unwrap();
+    let payload =
+        base64::prelude::Engine::decode(&base64::prelude::BASE64_STANDARD, text(&envelope["payload"])).unwrap();
+    let predicate = serde_json::from_slice::<Value>(&payload).unwrap()["predicate"].clone();
+    let uuids = ["cuda:0", "cuda:1"].map(|name| device(&status, name)["uuid"].clone());
+    for (at, uuid) in uuids.iter().enumerate() {
+        assert_eq!(
+            (&predicate["devices"][at]["uuid"], &predicate["shards"][at]["device"]),
+            (uuid, uuid),
+            "{predicate}"
+        );
+    }
+
     // A model that comes later goes to where most is left, and what was released makes room there.
     let later = home.file("later.bin", &vec![5; 1 << 20]);
     let loaded = daemon.told(&["load", "--format", "raw", later.to_str().unwrap()]);
@@ -81,8 +98,13 @@ fn a_daemon_keeps_checks_repairs_and_verifies_weights_on_each_of_its_gpus() {
     assert_eq!(home.driver_report().complaint(), None);
     // Each record names the device that it is about.
     let events = events(&home.audit());
-    let sealed = |id: &str| events.iter().find(|one| one["event"] == "VramSealed" && one["shard_id"] == id).unwrap();
-    assert_ne!(sealed("big-bin")["device"]["uuid"], sealed("small-bin")["device"]["uuid"]);
+    for (id, uuid) in [("big-bin", &uuids[0]), ("small-bin", &uuids[1]), ("later-bin", &uuids[1])] {
+        let about = || events.iter().filter(|one| one["shard_id"] == id);
+        assert!(about().any(|one| one["event"] == "VramSealed") && about().any(|one| one["event"] == "SealVerified"));
+        let elsewhere: Vec<_> = about().filter(|one| one["device"]["uuid"] != *uuid).collect();
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
+    }
+    assert!(events.iter().any(|one| one["event"] == "OperatorCommand" && one["device"]["uuid"] == uuids[1]));
     assert_eq!(events.iter().filter(|one| one["event"] == "ServiceStarted").count(), 1);
     assert_eq!(home.run(["audit", "verify"]).code, 0);
 }
@@ -128,17 +150,37 @@ fn what_does_not_fit_on_the_gpus_is_refused_before_the_first_byte() {
         ["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--device", "cuda:0,cuda:1", "--capacity"];
     let socket = home.path("s");
     let mut command = home.command();
-    command.args(flags).args(["2MiB", "--socket"]).arg(&socket).arg(&file).env_remove("NOTIFY_SOCKET");
+    command.args(flags).args(["4MiB", "--socket"]).arg(&socket).arg(&file).env_remove("NOTIFY_SOCKET");
+    // What a file takes is counted in whole granules: a small one takes 2 MiB, and has no room beside the others.
+    for (name, size) in [("n.bin", 3 << 20), ("o.bin", 900_000)] {
+        command.arg(home.file(name, &vec![7; size]));
+    }
     let ran = support::Ran::from(command.output().unwrap());
-    ran.failed(1, "memory", &["cuda:0 has 2097152", "cuda:1 has 2097152"]);
+    ran.failed(1, "memory", &["3 files need 10485760 bytes", "cuda:0 has 4194304", "cuda:1 has 4194304"]);
     assert!(!home.audit().exists(), "nothing was begun");
     assert_eq!(home.driver_report().complaint(), None);
 
     let mut daemon = Daemon::start(&home, &[&BOTH[..], &["--capacity", "4MiB"]].concat());
     let large = home.file("large.bin", &vec![7; 5 << 20]);
     let refused = daemon.ask(&["load", "--format", "raw", large.to_str().unwrap()]);
-    refused.failed(1, "daemon", &["cuda:0 has", "cuda:1 has", "5242880"]);
+    refused.failed(1, "daemon", &["cuda:1", "6291456 are needed"]);
     assert_eq!(daemon.told(&["status"])["shards"].as_array().unwrap().len(), 2);
+    daemon.stop();
+    assert!(home.events().contains(&"VramAllocationFailed".to_owned()), "the device refused it, on record");
+    assert_eq!(home.driver_report().complaint(), None);
+}
+
+/// What others hold of a GPU is not there for weights, whatever the capacity says.
+#[test]
+fn files_go_to_where_the_driver_says_that_there_is_room() {
+    let mut plan = Plan::with_devices(2);
+    plan.devices[0].taken = plan.devices[0].memory - (200 << 20);
+    let home = Home::with_gpus(&plan);
+    let mut daemon = Daemon::start(&home, &[&BOTH[..], &["--capacity", "1GiB"]].concat());
+    let large = home.file("large.bin", &vec![7; 3 << 20]);
+    assert_eq!(daemon.told(&["load", "--format", "raw", large.to_str().unwrap()])[0]["device"], "cuda:1");
+    let places = ["big-bin", "small-bin"].map(|id| shard(&daemon.told(&["status"]), id)["device"].clone());
+    assert_eq!(places, [json!("cuda:1"), json!("cuda:1")]);
     daemon.stop();
     assert_eq!(home.driver_report().complaint(), None);
 }

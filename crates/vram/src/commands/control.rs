@@ -140,7 +140,9 @@ fn verify(daemon: &Daemon, one: Option<String>, out: &Out) -> Result<(), Failure
             _ if failure.kind == "unsealed" => ("unsealed", Style::Yellow),
             _ => ("unverified", Style::Yellow),
         };
-        out.line(format_args!("{} {}", out.styled(style, word), printable(&failure.message)));
+        let id = report.get("shard_id").and_then(Value::as_str).unwrap_or_default();
+        let name = if failure.message.contains(id) { String::new() } else { format!("'{id}': ") };
+        out.line(format_args!("{} {}{}", out.styled(style, word), printable(&name), printable(&failure.message)));
         // Damage is the worst news, and what could not be checked is worse than what is no seal's affair.
         let weight = |failure: &Failure| (failure.exit == Exit::Integrity, failure.kind != "unsealed");
         if worst.as_ref().is_none_or(|worst| weight(&failure) > weight(worst)) {
@@ -176,11 +178,16 @@ fn judge(answer: &Value) -> Result<(), Failure> {
     if states.is_empty() {
         return Ok(());
     }
-    let is_quarantined = |device: &Value| device.get("quarantined").is_some_and(|reason| !reason.is_null());
-    let lost =
-        answer.get("devices").and_then(Value::as_array).is_some_and(|devices| devices.iter().any(is_quarantined));
-    let remedy = if lost {
-        "the device is quarantined: restart the daemon, and replace the device if it happens again"
+    let devices = answer.get("devices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    // Of what is damaged, the devices that are not trusted any more.
+    let given_up = devices.iter().find(|device| {
+        let name = device.get("name");
+        let holds = |shard: &Value| shard.get("device") == name && is_damaged(&state(shard));
+        device.get("quarantined").is_some_and(|reason| !reason.is_null()) && shards.iter().any(holds)
+    });
+    let remedy = if let Some(device) = given_up {
+        let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
+        &*format!("{name} is quarantined: restart the daemon, and replace the device if it happens again")
     } else if states.iter().any(|state| state == "FAILED") {
         "what FAILED is mended by vram release and vram load from a good file"
     } else {

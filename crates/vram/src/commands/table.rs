@@ -27,10 +27,11 @@ fn style(state: &str) -> Style {
 /// One line about a shard.
 pub(super) fn shard_line(what: &str, shard: &Value, out: &Out) {
     out.line(format_args!(
-        "{} {}  {}  {}",
+        "{} {}  {}  {}  {}",
         out.styled(Style::Green, what),
         printable(text(shard, "shard_id")),
         size(number(shard, "bytes")),
+        text(shard, "device"),
         text(shard, "digest")
     ));
     if let Some(approval) = approval(shard) {
@@ -258,7 +259,12 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     out.line(format_args!("  model       {}", printable(text(shard, "model_ref"))));
     out.line(format_args!("  size        {} bytes, {} tensors", number(shard, "bytes"), number(shard, "tensors")));
     out.line(format_args!("  digest      {}", text(shard, "digest")));
-    out.line(format_args!("  memory      {}, {}", text(shard, "residency"), text(shard, "protection")));
+    out.line(format_args!(
+        "  memory      {}, {}, {}",
+        text(shard, "device"),
+        text(shard, "residency"),
+        text(shard, "protection")
+    ));
     if let Some(writable) = writable(shard) {
         out.line(format_args!("              {}", out.styled(Style::Yellow, writable)));
     }

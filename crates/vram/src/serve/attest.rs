@@ -1,13 +1,15 @@
 //! Attesting: verify now, and sign for what was found.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
-use vram_residency::ShardId;
 use vram_residency::attest::statement::{LogPosition, Software};
 use vram_residency::attest::{AttestRequest, Attestation, Fresh, Nonce};
 use vram_residency::json::Object;
+use vram_residency::{ShardId, VramManager};
 
+use super::keepers::Keeper;
 use super::registry::Registry;
 use crate::exit::Failure;
 use crate::state;
@@ -76,17 +78,21 @@ impl Registry {
                 "no shard is resident, so there is nothing to attest; load one first",
             ));
         }
-        let _turn = self.keepers().begin_verifying()?;
-        let mut shards = Vec::with_capacity(ids.len());
-        for id in &ids {
-            let (shard, path) = self.sealed_with_path(id)?;
+        let named = ids.iter().map(|id| self.sealed_with_path(id)).collect::<Result<Vec<_>, _>>()?;
+        // Only those that hold what is asked for: what is wrong with others is of no concern.
+        let holds_one = |keeper: &&Arc<Keeper>| named.iter().any(|(shard, _)| keeper.manager.holds(shard));
+        let keepers: Vec<_> = self.keepers().iter().filter(holds_one).collect();
+        let _turns = keepers.iter().map(|keeper| keeper.begin_verifying()).collect::<Result<Vec<_>, _>>()?;
+        let mut shards = Vec::with_capacity(named.len());
+        for (shard, path) in named {
             let verified = self.verify_shard(&shard)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, "\u{fffd}");
             shards.push(Fresh { shard, verified, name });
         }
         let software = Software { name: "vram".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
         let request = AttestRequest { nonce: &nonce, software, shards: &shards };
-        Ok(self.manager().attest(&request, &key, &|| self.position())?)
+        let managers: Vec<_> = keepers.iter().map(|keeper| &keeper.manager).collect();
+        Ok(VramManager::attest_all(&managers, &request, &key, &|| self.position())?)
     }
 
     /// Where the audit log is, where there is one.

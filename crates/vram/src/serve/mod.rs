@@ -360,9 +360,10 @@ fn announce(registry: &Registry, settings: &Settings, listen: SocketAddr, handou
     let note = handout.and_then(|_| settings.attach.gpu_note(manager.device().kind, &manager.policy()));
     for shard in &status.shards {
         out.line(format_args!(
-            "{}  {}  {}, {}  {}",
+            "{}  {}  {}, {}, {}  {}",
             out.styled(Style::Bold, shard.shard_id),
             size(shard.bytes),
+            shard.device,
             shard.residency,
             shard.protection,
             shard.digest

@@ -232,10 +232,11 @@ impl Registry {
         Arc::clone(place.map_or(self.keepers.first(), |place| &place.keeper))
     }
 
-    /// A failure with the device's name, where there are several.
+    /// A failure with the device's name, where there are several and it does not say so itself.
     fn name(&self, failure: Failure, keeper: &Keeper) -> Failure {
-        match self.keepers.are_several() {
-            true => Failure { message: format!("{}: {}", keeper.name(), failure.message), ..failure },
+        let name = keeper.name();
+        match self.keepers.are_several() && !failure.message.contains(&name) {
+            true => Failure { message: format!("{name}: {}", failure.message), ..failure },
             false => failure,
         }
     }

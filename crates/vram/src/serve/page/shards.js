@@ -45,10 +45,10 @@ class UnsealedRow {
   }
 
   show(gone) {
-    const { shard } = this, [, state, , size] = this.element.children;
+    const { shard } = this, [, state, , size, memory] = this.element.children;
     put(state, gone ? "was UNSEALED" : `${SIGNS.warn} UNSEALED`);
     state.className = gone ? "old" : "warn-cell";
     put(size, shard.bytes ? bytes(shard.bytes) : "–");
+    put(memory, status.devices.length > 1 ? clean(shard.device) : "–");
   }
 }
-

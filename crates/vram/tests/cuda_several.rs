@@ -1,5 +1,6 @@
 //! One daemon that keeps weights on several GPUs, which are emulated.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
 
 mod support;
 

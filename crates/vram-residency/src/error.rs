@@ -203,7 +203,7 @@ pub enum VerifyFailure {
         /// The first that differs.
         first_block: u64,
         /// What that block holds.
-        tensors: Option<TensorsInBlock>,
+        tensors: Option<Box<TensorsInBlock>>,
         /// The digest that was sealed.
         expected: Digest,
         /// The digest of what is there.
@@ -233,7 +233,7 @@ pub enum VerifyFailure {
         /// The block.
         block: u64,
         /// What it holds.
-        tensors: Option<TensorsInBlock>,
+        tensors: Option<Box<TensorsInBlock>>,
     },
     /// The driver states that the memory is no longer what it was sealed as.
     #[error(
@@ -273,7 +273,7 @@ impl VerifyFailure {
     pub(crate) fn first_block(&self) -> Option<(u64, Option<&TensorsInBlock>)> {
         match self {
             Self::Damaged { first_block: block, tensors, .. } | Self::Block { block, tensors } => {
-                Some((*block, tensors.as_ref()))
+                Some((*block, tensors.as_deref()))
             }
             _ => None,
         }

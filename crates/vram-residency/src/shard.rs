@@ -241,8 +241,8 @@ impl Shard {
     }
 
     /// The tensors that have bytes in a block; none in a header or a raw file.
-    pub(crate) fn tensors_in(&self, block: u64) -> Option<TensorsInBlock> {
-        TensorsInBlock::of(self.table.tensors(), &block_range(self.statement.bytes, block))
+    pub(crate) fn tensors_in(&self, block: u64) -> Option<Box<TensorsInBlock>> {
+        TensorsInBlock::of(self.table.tensors(), &block_range(self.statement.bytes, block)).map(Box::new)
     }
 }
 

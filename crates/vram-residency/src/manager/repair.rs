@@ -156,7 +156,7 @@ impl Worker {
             }
         });
         let in_block = shard.tensors_in(block);
-        let certain = in_block.as_ref().and_then(TensorsInBlock::only);
+        let certain = in_block.as_deref().and_then(TensorsInBlock::only);
         self.record(&AuditEvent::DamageDescribed {
             shard_id,
             block,

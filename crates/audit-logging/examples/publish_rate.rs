@@ -17,7 +17,14 @@ const LEAF: usize = 360;
 
 type Failure = Box<dyn std::error::Error>;
 
-fn main() -> Result<(), Failure> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let Some(base) = arguments.next().map(PathBuf::from) else {
         return Err("usage: publish_rate DIR [seconds per round] [rounds] [threads]".into());

@@ -12,7 +12,14 @@ use audit_logging::{AuditLog, Disk, Failure, Options, Outcome, Severity};
 /// Bytes of a record: the size of a seal event in JSON.
 const LEAF: usize = 360;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let Some(base) = arguments.next().map(PathBuf::from) else {
         return Err("usage: verify_rate DIR [records] [threads]".into());

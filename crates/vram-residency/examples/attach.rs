@@ -20,7 +20,14 @@ fn memory() -> (u64, u64) {
     (field("RssAnon:"), field("RssShmem:"))
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [socket, shard] = arguments.as_slice() else {
         return Err("usage: attach SOCKET SHARD".into());

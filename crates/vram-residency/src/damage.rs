@@ -1,8 +1,10 @@
 //! What happened to a block: which bytes differ, and what the difference looks like.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::digest::{BlockValue, block_value};
+use crate::model::Tensor;
 
 /// How many other blocks a damaged one is compared with before it is called overwritten.
 const CANDIDATES: usize = 512;
@@ -53,6 +55,52 @@ impl fmt::Display for DamageKind {
     }
 }
 
+/// The tensors that have bytes in a block.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct TensorsInBlock {
+    /// How many.
+    pub count: u64,
+    /// The one that comes first in the file.
+    pub first: Box<str>,
+    /// The one that comes last; the first again where there is one.
+    pub last: Box<str>,
+    /// Whether every byte of the block is the first one's.
+    #[serde(skip)]
+    whole: bool,
+}
+
+impl TensorsInBlock {
+    /// Of a table in the file's order; none where there are no tensors in it: in a header, padding or a raw file.
+    pub(crate) fn of(tensors: &[Tensor], block: &Range<u64>) -> Option<Self> {
+        let after = tensors.partition_point(|tensor| tensor.end <= block.start);
+        let behind = tensors.get(after..)?.iter().take_while(|tensor| tensor.start < block.end);
+        let mut within = behind.filter(|tensor| tensor.start < tensor.end);
+        let first = within.next()?;
+        let (count, last) = within.fold((1_u64, first), |(count, _), tensor| (count.saturating_add(1), tensor));
+        let whole = first.start <= block.start && block.end <= first.end;
+        Some(Self { count, first: first.name.clone(), last: last.name.clone(), whole })
+    }
+
+    /// The tensor that is damaged if the block is: the one that the whole block belongs to. Otherwise that takes a source to say.
+    #[must_use]
+    pub fn only(&self) -> Option<&str> {
+        self.whole.then_some(&*self.first)
+    }
+}
+
+/// As in *block 3, which holds bytes of 2 tensors, 'a' and 'b'*.
+impl fmt::Display for TensorsInBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, first, last, .. } = self;
+        match count {
+            0 | 1 => write!(f, "tensor '{first}'"),
+            2 => write!(f, "2 tensors, '{first}' and '{last}'"),
+            _ => write!(f, "{count} tensors, '{first}' to '{last}'"),
+        }
+    }
+}
+
 /// How one resident block differs from its source.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
@@ -84,7 +132,8 @@ pub struct Fault {
     /// Blocks that are known to be damaged, this one among them. A continuous check finds one at a time; a repair or a
     /// verification looks at all of them.
     pub blocks: u64,
-    /// The tensor, or the first of several, that has bytes in that block.
+    /// The tensor that the first differing byte belongs to. Without a source, the one that the whole block belongs to, if it
+    /// does.
     pub tensor: Option<Box<str>>,
     /// The first differing byte, counted from the start of the shard; unknown without a source.
     pub first_byte: Option<u64>,

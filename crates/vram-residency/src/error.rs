@@ -1,6 +1,7 @@
 //! What can go wrong at the front door.
 
 use crate::audit::TrailError;
+use crate::damage::TensorsInBlock;
 use crate::device::{DeviceError, Foreign};
 use crate::digest::{Digest, Expected, ParseDigestError};
 use crate::model::ModelError;
@@ -197,8 +198,8 @@ pub enum Error {
         /// What another's is.
         other: Box<str>,
     },
-    /// The record could not be kept, and the policy makes that fatal.
-    #[error("the audit log did not keep the record and the policy requires it: {0}")]
+    /// The record could not be kept, and the policy makes that fatal, or what it is about must not be done without it.
+    #[error("the audit log did not keep the record, and without it this is not done: {0}")]
     Audit(TrailError),
 }
 
@@ -208,9 +209,10 @@ pub enum Error {
 pub enum VerifyFailure {
     /// Resident bytes differ from the sealed ones.
     #[error(
-        "{damaged_blocks} of {blocks} blocks are not as sealed, the first is block {first_block}{}; \
+        "{damaged_blocks} of {blocks} block{} not as sealed, the first is block {first_block}{}; \
          the digest is {actual} and {expected} was sealed; repair it from its source",
-        tensor.as_ref().map(|name| format!(" in tensor '{name}'")).unwrap_or_default()
+        if *blocks == 1 { " is" } else if *damaged_blocks == 1 { "s is" } else { "s are" },
+        tensors.as_ref().map(|tensors| format!(", which holds bytes of {tensors}")).unwrap_or_default()
     )]
     Damaged {
         /// Blocks that differ.
@@ -219,8 +221,8 @@ pub enum VerifyFailure {
         blocks: u64,
         /// The first that differs.
         first_block: u64,
-        /// The tensor, or the first of several, that has bytes in that block.
-        tensor: Option<Box<str>>,
+        /// What that block holds.
+        tensors: Option<Box<TensorsInBlock>>,
         /// The digest that was sealed.
         expected: Digest,
         /// The digest of what is there.
@@ -244,13 +246,13 @@ pub enum VerifyFailure {
     /// A check of single blocks found one whose bytes are not as sealed.
     #[error(
         "block {block}{} is not as sealed; repair it from its source",
-        tensor.as_ref().map(|name| format!(" in tensor '{name}'")).unwrap_or_default()
+        tensors.as_ref().map(|tensors| format!(", which holds bytes of {tensors},")).unwrap_or_default()
     )]
     Block {
         /// The block.
         block: u64,
-        /// The tensor, or the first of several, that has bytes in it.
-        tensor: Option<Box<str>>,
+        /// What it holds.
+        tensors: Option<Box<TensorsInBlock>>,
     },
     /// The driver states that the memory is no longer what it was sealed as.
     #[error(
@@ -286,11 +288,11 @@ pub enum RepairFailure {
 }
 
 impl VerifyFailure {
-    /// The first damaged block that is known, and its tensor.
-    pub(crate) fn first_block(&self) -> Option<(u64, Option<&str>)> {
+    /// The first damaged block that is known, and what it holds.
+    pub(crate) fn first_block(&self) -> Option<(u64, Option<&TensorsInBlock>)> {
         match self {
-            Self::Damaged { first_block: block, tensor, .. } | Self::Block { block, tensor } => {
-                Some((*block, tensor.as_deref()))
+            Self::Damaged { first_block: block, tensors, .. } | Self::Block { block, tensors } => {
+                Some((*block, tensors.as_deref()))
             }
             _ => None,
         }

@@ -80,7 +80,7 @@ pub mod seal;
 mod shard;
 mod shard_id;
 
-pub use damage::{BlockDamage, DamageKind, Fault};
+pub use damage::{BlockDamage, DamageKind, Fault, TensorsInBlock};
 pub use error::{Error, RepairFailure, VerifyFailure};
 pub use freshness::NotFresh;
 pub use loader::{Cancelled, Progress};

@@ -131,6 +131,8 @@ pub const HANDOUT_LEASES: &str = "vram.handout.leases";
 pub const HANDOUT_ATTACHES: &str = "vram.handout.attaches";
 /// Leases that ended. Label: reason.
 pub const HANDOUT_DETACHES: &str = "vram.handout.detaches";
+/// Leases whose first record may be lost; they are recorded again.
+pub const HANDOUT_UNRECORDED: &str = "vram.handout.unrecorded";
 /// Bytes of shards that were given up and that clients still hold in memory.
 pub const HANDOUT_LINGERING: &str = "vram.handout.lingering";
 /// Bytes that can still be reserved on the device. Label: device, as on the three that follow.

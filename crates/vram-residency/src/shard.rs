@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use crate::damage::{Fault, Known};
+use crate::damage::{Fault, Known, TensorsInBlock};
 use crate::device::{DeviceInfo, Region, Residency};
-use crate::digest::{BlockValue, Digest};
+use crate::digest::{BlockValue, Digest, block_range};
 use crate::error::Error;
 use crate::fingerprint::Spares;
 use crate::freshness::{Freshness, NotFresh};
-use crate::model::{Tensor, TensorTable};
+use crate::model::TensorTable;
 use crate::seal::{Signature, Statement};
 use crate::shard_id::ShardId;
 
@@ -240,11 +240,9 @@ impl Shard {
         usize::try_from(block).ok().and_then(|block| self.values.get(block)).copied()
     }
 
-    /// The tensor, or the first of several, that has bytes in a block; none in a header or a raw file.
-    pub(crate) fn tensor_in(&self, bytes: Range<u64>) -> Option<&Tensor> {
-        let tensors = self.table.tensors();
-        let after = tensors.partition_point(|tensor| tensor.end <= bytes.start);
-        tensors.get(after..)?.iter().find(|tensor| tensor.start < tensor.end).filter(|tensor| tensor.start < bytes.end)
+    /// The tensors that have bytes in a block; none in a header or a raw file.
+    pub(crate) fn tensors_in(&self, block: u64) -> Option<Box<TensorsInBlock>> {
+        TensorsInBlock::of(self.table.tensors(), &block_range(self.statement.bytes, block)).map(Box::new)
     }
 }
 

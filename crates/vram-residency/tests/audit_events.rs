@@ -7,9 +7,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use serde_json::json;
 use support::{WORKER, disk_dir, events, host, id, key, manager, manager_with, names, small_log};
 use vram_residency::audit::{AuditTrail, TrailHealth};
-use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
+use vram_residency::model::writer::{Layout, TensorSpec};
+use vram_residency::model::{Dtype, ModelFile};
+use vram_residency::scrub::{ScrubOptions, Scrubber};
+use vram_residency::{Error, ManagerOptions, Policy, SealRequest, ShardState, VramManager};
 
 /// Runs `work` with a recorder of its own and gives the counters afterwards.
 fn counted(work: impl FnOnce(&Snapshotter)) {
@@ -85,6 +89,51 @@ fn test_seal_verification_failure_flushes_immediately() {
     let failed = events.last().unwrap();
     assert_eq!(failed["event"], "SealVerificationFailed");
     assert!(failed["reason"].as_str().unwrap().contains("signature"));
+}
+
+/// Before a source was read nobody knows which of a block's tensors is damaged, and no record says that it is this one. Where the
+/// whole block is of one, both records name it.
+#[test]
+fn the_records_of_a_damage_name_the_same_tensor_or_say_which_it_may_be() {
+    let specs = ["a", "b", "c"].map(|name| TensorSpec::new(name, Dtype::U8, [300 << 10]));
+    let large = TensorSpec::new("large", Dtype::U8, [3 << 20]);
+    let mut file = Vec::new();
+    Layout::new([&specs[..], &[large]].concat()).unwrap().write(&mut file, |_, _, piece| piece.fill(7)).unwrap();
+    let (dir, files) = (disk_dir(), disk_dir());
+    let path = files.path().join("model.safetensors");
+    std::fs::write(&path, file).unwrap();
+    let opened = ModelFile::open(&path, None).unwrap();
+    for (byte_of, source, tensor, whole) in [
+        ("c", true, Some("c"), false),
+        ("c", false, None, false),
+        ("large", true, Some("large"), true),
+        ("large", false, Some("large"), true),
+    ] {
+        let manager = manager(dir.path(), 8 << 20);
+        let shard = manager.seal_file(&opened, &SealRequest::new(id("shard"), "model")).unwrap();
+        let scrubber = Scrubber::manual(&manager, ScrubOptions::default()).unwrap();
+        scrubber.watch(&shard, source.then(|| opened.shared_source()));
+        let place = shard.table().tensors().iter().find(|tensor| &*tensor.name == byte_of).unwrap();
+        manager.inject_fault(&shard, place.end - 5, 2).unwrap();
+        let error = scrubber.verify_now(&shard).unwrap_err().to_string();
+        assert_eq!(shard.last_fault().unwrap().tensor.as_deref(), tensor, "{byte_of} {source}");
+        drop((scrubber, shard, manager));
+        let events = events(dir.path());
+        let last = |name: &str| events.iter().rev().find(|event| event["event"] == name).unwrap().clone();
+        let (failed, described) = (last("SealVerificationFailed"), last("DamageDescribed"));
+        assert_eq!(failed["first_block"], described["block"]);
+        assert_eq!(described["tensor"].as_str(), tensor, "{described}");
+        if whole {
+            assert_eq!(failed["tensor"], described["tensor"]);
+            assert_eq!(failed["tensors"], json!({ "count": 1, "first": "large", "last": "large" }));
+            assert!(error.contains("which holds bytes of tensor 'large'"), "{error}");
+        } else {
+            assert!(failed["tensor"].is_null(), "{failed}");
+            let tensors = &failed["tensors"];
+            assert_eq!((&tensors["first"], &tensors["count"]), (&json!("a"), &json!(4)), "{failed}");
+            assert!(error.contains("which holds bytes of 4 tensors, 'a' to 'large'"), "{error}");
+        }
+    }
 }
 
 /// The log's directory cannot be made, because its parent is a file: sealing and verifying go on, every event is

@@ -1,10 +1,14 @@
-//! A GPU's memory in the hands of others: what is said of it from then on, and where it is refused.
+//! A GPU's memory in the hands of others: what is said of it from then on, when a write is found, and where it is refused.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+#[path = "../../audit-logging/tests/common/mod.rs"]
+mod common;
 mod gpu;
+mod sim;
 mod support;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -13,6 +17,7 @@ use audit_logging::Options;
 use cuda_emulator::{Emulator, Plan};
 use gpu::{manager, try_manager, try_manager_with};
 use serde_json::Value;
+use sim::SimClock;
 use support::moody::Moody;
 use support::{disk_dir, events, id, names, small_log};
 use vram_residency::attest::envelope::Envelope;
@@ -23,6 +28,7 @@ use vram_residency::device::conformance::Pattern;
 use vram_residency::device::{CudaDevice, Export, Protection, WriteTest};
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::policy::Violation;
+use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
 use vram_residency::seal::parse_record;
 use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
 
@@ -120,6 +126,52 @@ fn a_policy_that_asks_for_read_only_memory_lets_none_of_it_leave() {
     assert!(!names(&events(dir.path())).iter().any(|name| ["ShardAttached", "ProtectionLowered"].contains(name)));
 }
 
+/// Wherever and whenever a client writes: the clock is the test's own, and the way is the descriptor that was handed out.
+#[test]
+fn what_a_client_writes_is_found_within_two_periods() {
+    const PERIOD: Duration = Duration::from_secs(60);
+    let _emulator = Emulator::lock(Plan::default());
+    let weights = Pattern { seed: 5 }.bytes(2 * BLOCK_BYTES + 5);
+    for seed in 0..6_u32 {
+        let (dir, clock) = (disk_dir(), SimClock::new());
+        let log = Options { clock: Arc::clone(&clock) as _, ..small_log() };
+        let manager = try_manager_with(AuditTrail::open_with(dir.path(), log).unwrap(), Policy::default()).unwrap();
+        let shard = manager.seal_model(id("shard"), "model", &weights).unwrap();
+        let mut options = ScrubOptions::default();
+        (options.period, options.budget, options.seed) = (PERIOD, Budget::Unlimited, Some(seed.into()));
+        let scrubber = Scrubber::manual(&manager, options).unwrap();
+        scrubber.watch(&shard, None);
+        let step = || {
+            if let Some(rest) = scrubber.tick() {
+                clock.advance(rest.clamp(Duration::from_millis(1), Duration::from_secs(1)));
+            }
+        };
+        let Export::CudaAllocation { fd, offset, .. } = manager.hand_out(&shard, 1, 1).unwrap() else { panic!() };
+        // At any time of a round, into each of the blocks.
+        let from = clock.now();
+        while clock.now() < from + PERIOD * seed / 4 {
+            step();
+        }
+        assert!(shard.last_fault().is_none(), "{seed}");
+        let (block, written) = (u64::from(seed % 3), clock.now());
+        let at = block * BLOCK_BYTES + 4;
+        let value = !weights[usize::try_from(at).unwrap()];
+        assert_eq!(std::fs::File::from(fd).write_at(&[value], offset + at).unwrap(), 1);
+        while shard.last_fault().is_none() {
+            assert!(clock.now() <= written + PERIOD * 2, "{seed}: block {block} is not found");
+            step();
+        }
+        assert_eq!((shard.last_fault().unwrap().block, shard.state()), (block, ShardState::Quarantined), "{seed}");
+        drop((scrubber, shard, manager));
+        let failed: Vec<_> =
+            events(dir.path()).into_iter().filter(|event| event["event"] == "SealVerificationFailed").collect();
+        assert_eq!((failed.len(), &failed[0]["first_block"]), (1, &block.into()));
+        // The answers given meanwhile are within the suspect window.
+        let wall = |time: Duration| 1_800_000_000_000_000_000 + u64::try_from(time.as_nanos()).unwrap();
+        assert!(failed[0]["suspect_from_ns"].as_u64().unwrap() <= wall(written), "{seed}: {}", failed[0]);
+    }
+}
+
 fn count(events: &[Value], name: &str) -> usize {
     names(events).iter().filter(|told| **told == name).count()
 }
@@ -189,7 +241,7 @@ fn clients_that_attach_at_once_lower_it_once_and_no_attestation_behind_that_says
     }
 }
 
-/// Nothing leaves without its records. What the log says of the protection and what the shard says of it agree, whichever of
+/// Nothing leaves whose records are not on disk, whatever the policy says. What the log says of the protection and what the shard says of it agree, whichever of
 /// the records is lost, and the next client lowers it once.
 #[test]
 fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log() {
@@ -212,10 +264,7 @@ fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log
         manager.trail().flush(Duration::from_secs(30)).unwrap();
         disk.refuses(Some(lost));
         let handed = manager.hand_out(&shard, 1, 1);
-        // A record that nobody waits for is lost behind the descriptor; the shard is UNVERIFIED then, as ever.
-        let leaves = (require_audit, lost) == (false, "ShardAttached");
-        assert_eq!(handed.is_ok(), leaves, "{require_audit} {lost}: {handed:?}");
-        assert!(leaves || matches!(handed, Err(Error::Audit(_))), "{require_audit} {lost}: {handed:?}");
+        assert!(matches!(handed, Err(Error::Audit(_))), "{require_audit} {lost}: {handed:?}");
         let is_lowered = lost == "ShardAttached";
         assert_eq!(
             (shard.protection(), shard.writable_since_ns().is_some()),
@@ -253,14 +302,12 @@ fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
     let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
     let mut options = gpu::options();
     options.write_test = WriteTest::default();
-    let mut policy = Policy::default();
-    policy.require_audit = true;
     let manager = VramManager::new(ManagerOptions {
         worker_id: support::WORKER.into(),
         device: Arc::new(CudaDevice::open(&options).unwrap()),
         key: support::key(),
         trail: AuditTrail::open_with(dir.path(), log).unwrap(),
-        policy,
+        policy: Policy::default(),
     })
     .unwrap();
     let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();

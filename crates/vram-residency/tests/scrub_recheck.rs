@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::MemVfs;
+use serde_json::Value;
 use sim::{Rules, SimClock};
 use support::id;
 use vram_residency::model::{Format, ModelFile};
@@ -59,14 +60,31 @@ impl Lab {
 
     /// Names of the events on record.
     fn events(&self) -> Vec<String> {
+        self.records().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The events on record.
+    fn records(&self) -> Vec<Value> {
         self.manager.trail().flush(Duration::from_secs(5)).unwrap();
         let records = audit_logging::reader::records_on(Arc::new(self.vfs.clone()), &common::dir()).unwrap();
         let leaves = records.map(Result::unwrap).filter(|record| record.kind == audit_logging::Kind::Event);
-        leaves
-            .map(|record| serde_json::from_slice::<serde_json::Value>(&record.leaf).unwrap())
-            .map(|event| event["event"].as_str().unwrap().to_owned())
-            .collect()
+        leaves.map(|record| serde_json::from_slice(&record.leaf).unwrap()).collect()
     }
+}
+
+/// An auditor reads what was promised, without the configuration.
+#[test]
+fn the_record_of_the_start_says_whether_fingerprints_are_checked_and_how_often() {
+    let lab = Lab::new(OnFailure::FailClosed);
+    let mut options = ScrubOptions::default();
+    options.period = PERIOD;
+    drop(Scrubber::manual(&lab.manager, options).unwrap());
+    lab.manager.keep_recheck_keys(100).unwrap();
+    drop(lab.scrubber(Budget::Unlimited));
+    let started: Vec<_> = lab.records().into_iter().filter(|event| event["event"] == "ScrubStarted").collect();
+    assert!(started[0]["period_ns"] == 60_000_000_000_u64, "{started:?}");
+    assert_eq!((started[0].get("recheck_ns"), started[0].get("recheck_keys")), (None, None), "{started:?}");
+    assert!(started[1]["recheck_ns"] == 2_000_000_000_u64 && started[1]["recheck_keys"] == 100, "{started:?}");
 }
 
 #[test]

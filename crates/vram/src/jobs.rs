@@ -1,5 +1,6 @@
 //! Which files are to be sealed, under which names, by which rules.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -162,8 +163,15 @@ pub(crate) fn progress_bar(jobs: &[Job], out: &Out) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-pub(crate) fn count(number: usize, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+pub(crate) fn count<N: Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    if number == N::from(1) {
+        return format!("1 {what}");
+    }
+    match what.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{number} {stem}ies"),
+        _ if what.ends_with('s') => format!("{number} {what}es"),
+        _ => format!("{number} {what}s"),
+    }
 }
 
 /// A path as a model's name. It stands in seals and records for as long as these are kept, so it names no person: a home
@@ -186,6 +194,13 @@ fn nameless(path: &Path, home: Option<&Path>) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_several() {
+        let said: Vec<_> = ["block", "entry", "key", "witness"].iter().map(|what| count(2_u64, what)).collect();
+        assert_eq!(said, ["2 blocks", "2 entries", "2 keys", "2 witnesses"]);
+        assert_eq!((count(1_usize, "block"), count(0_u32, "entry")), ("1 block".to_owned(), "0 entries".to_owned()));
+    }
 
     #[test]
     fn a_models_name_names_no_person() {

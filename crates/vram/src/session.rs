@@ -17,6 +17,7 @@ use vram_residency::{ManagerOptions, Policy, VramManager};
 
 use crate::cli::{Global, Host};
 use crate::exit::Failure;
+use crate::jobs::count;
 use crate::output::Out;
 use crate::state;
 
@@ -228,7 +229,7 @@ impl Trail {
         let reason = match (closed, health) {
             (_, TrailHealth::Failing(reason)) => Some(reason),
             (Err(error), _) => Some(error.to_string()),
-            (Ok(()), _) => lost.filter(|lost| *lost > 0).map(|lost| format!("{lost} records were lost")),
+            (Ok(()), _) => lost.filter(|lost| *lost > 0).map(|lost| format!("{} lost", count(lost, "record"))),
         };
         if let Some(reason) = &reason {
             if self.required {
@@ -240,7 +241,8 @@ impl Trail {
         }
         if let Some(Signed { complete: false, reason, records, .. }) = &signed {
             let why = reason.clone().unwrap_or_else(|| "the disk was too slow".to_owned());
-            let message = format!("only the first {records} records of the audit log are signed: {why}");
+            let message =
+                format!("the audit log is signed in part, {} from its beginning on: {why}", count(*records, "record"));
             if self.required {
                 return Err(Failure::integrity("audit", message));
             }

@@ -29,6 +29,21 @@ fn sha256_of(bytes: &[u8]) -> String {
     format!("sha256:{digest}")
 }
 
+/// Whoever copies an example shows his own users what went wrong in words, and not as `Error: Refused { code: … }`.
+#[test]
+fn no_example_that_somebody_may_copy_shows_errors_as_only_a_programmer_reads_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let files = |folder: &str| std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let mut shown: Vec<_> = files("docs").chain(files("crates/vram-residency/examples")).collect();
+    shown.extend(files("crates/audit-logging/examples").chain([root.join("README.md")]));
+    shown.retain(|path| path.extension().is_some_and(|end| end == "md" || end == "rs"));
+    assert!(shown.len() > 15, "{shown:?}");
+    for path in shown {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("fn main() -> Result<"), "{}", path.display());
+    }
+}
+
 #[test]
 fn a_sealed_file_is_reported_in_full() {
     let home = Home::new();
@@ -36,10 +51,12 @@ fn a_sealed_file_is_reported_in_full() {
     let path = home.file("model.safetensors", &bytes);
     let report = home.json([OsStr::new("seal"), path.as_os_str(), OsStr::new("--device"), OsStr::new("host")]);
 
-    assert_eq!(report["device"]["kind"], "host");
-    assert_eq!(text(&report["device"]["uuid"]).len(), 36);
+    let [device] = report["devices"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!((text(&device["kind"]), text(&device["name"])), ("host".to_owned(), "host".to_owned()));
+    assert_eq!((text(&device["uuid"]).len(), device["model"].is_null()), (36, true));
     let [shard] = report["shards"].as_array().unwrap().as_slice() else { panic!("{report}") };
     assert_eq!(shard["shard_id"], "model-safetensors");
+    assert_eq!((&shard["device"], &shard["device_uuid"]), (&device["name"], &device["uuid"]));
     assert_eq!(shard["model_ref"], nameless(path.to_str().unwrap()));
     assert_eq!(shard["bytes"], bytes.len());
     assert_eq!(shard["digest"], blake3_of(&bytes));

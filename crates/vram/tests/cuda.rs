@@ -18,10 +18,13 @@ fn model(home: &Home) -> String {
 fn a_file_is_sealed_on_a_gpu_and_everything_is_given_back() {
     let home = Home::with_gpus(&Plan::default());
     let report = home.json(["seal", &model(&home), "--device", "cuda:0", "--require-vram", "--require-read-only"]);
-    assert_eq!(report["device"]["kind"], "cuda");
+    let [device] = report["devices"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!((&device["kind"], &device["name"]), (&json!("cuda"), &json!("cuda:0")));
+    assert_eq!((&device["model"], &device["write_test"]), (&json!("Emulated GPU 0"), &json!("refused")));
     let shard = &report["shards"][0];
     assert_eq!((&shard["residency"], &shard["protection"]), (&json!("vram"), &json!("read-only")));
-    assert_eq!((&shard["state"], &shard["device_uuid"]), (&json!("VERIFIED"), &report["device"]["uuid"]));
+    assert_eq!((&shard["state"], &shard["device"]), (&json!("VERIFIED"), &json!("cuda:0")));
+    assert_eq!(shard["device_uuid"], device["uuid"]);
     assert_eq!(home.events(), ["DeviceOpened", "VramAllocated", "VramSealed", "SealVerified", "VramDeallocated"]);
     let opened = &events(&home.audit())[0];
     let library = cuda_emulator::library().canonicalize().unwrap();
@@ -94,11 +97,18 @@ fn files_of_a_model_are_spread_over_gpus() {
     let names = ["a", "b", "c"].map(|name| home.path(format!("m/{name}.bin")));
     let names = names.each_ref().map(|path| path.to_str().unwrap());
     let report = home.json(["seal", "--format", "raw", "--device", "cuda:0,cuda:1", names[0], names[1], names[2]]);
-    let places: Vec<_> = report["shards"].as_array().unwrap().iter().map(|shard| &shard["device_uuid"]).collect();
-    assert_ne!(places[0], places[1], "each goes to where most is left");
+    let devices = report["devices"].as_array().unwrap();
+    assert_eq!(devices.iter().map(|device| text(&device["name"])).collect::<Vec<_>>(), ["cuda:0", "cuda:1"]);
+    // The largest first, each to where most is left.
+    for (shard, device) in report["shards"].as_array().unwrap().iter().zip([0, 1, 1]) {
+        assert_eq!((&shard["device"], &shard["device_uuid"]), (&devices[device]["name"], &devices[device]["uuid"]));
+    }
     assert_eq!(home.driver_report().complaint(), None);
     let opened = home.events().iter().filter(|event| *event == "DeviceOpened").count();
     assert_eq!(opened, 2);
+    let said = home.run(["seal", "--format", "raw", "--device", "cuda:0,cuda:1", names[0], names[1]]).stdout;
+    let places: Vec<_> = said.lines().filter_map(|line| line.trim().strip_prefix("memory ")).map(str::trim).collect();
+    assert_eq!(places, ["cuda:0, vram, read-only", "cuda:1, vram, read-only"], "{said}");
     // Not on both together, but each as a whole.
     let refused =
         home.run(["seal", "--json", "--format", "raw", "--device", "cuda:0,cuda:1", "--capacity", "2MiB", names[0]]);

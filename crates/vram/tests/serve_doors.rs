@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::Home;
@@ -119,21 +119,13 @@ fn a_body_that_never_ends_is_not_waited_for() {
 
 /// The descriptors that it may open, and what it said.
 fn with_limit(home: &Home, limit: &str) -> (String, String) {
-    let (command, file) = (home.command(), home.file("m", &[7; 70_000]));
+    let (mut shell, file) = (home.command_after(limit), home.file("m", &[7; 70_000]));
     let said = home.path("said");
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\"")]).arg(command.get_program());
     shell
         .args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--socket"])
         .arg(home.path("s"))
         .arg(file);
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
-    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&said).unwrap());
+    shell.stdout(Stdio::piped()).stderr(std::fs::File::create(&said).unwrap());
     let mut child = shell.env_remove("NOTIFY_SOCKET").spawn().unwrap();
     let mut ready = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();

@@ -345,6 +345,8 @@ impl Report {
         match self.vouched() {
             0 => "Nobody else holds a checkpoint of this log: if records were cut off at its end, this cannot be seen."
                 .to_owned(),
+            1 => "The first entry cannot have been cut off unnoticed: others hold a checkpoint of it. Whether anything behind it was cut off cannot be seen."
+                .to_owned(),
             n => format!(
                 "The first {n} entries cannot have been cut off unnoticed: others hold a checkpoint of them. Whether anything behind them was cut off cannot be seen."
             ),

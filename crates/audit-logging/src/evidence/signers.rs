@@ -152,7 +152,7 @@ impl<'a> Claims<'a> {
                 continue;
             }
             if checkpoint.size > size {
-                let detail = format!("it has {} entries, and here are {size}", checkpoint.size);
+                let detail = format!("it has {}, and here are {size}", entries(checkpoint.size));
                 let (what, index) = (What::HeldAhead, Some(size));
                 report.add(Violation { what, record: None, index, file: file.clone(), detail });
                 continue;
@@ -213,7 +213,7 @@ impl<'a> Claims<'a> {
     fn contradiction(&self, claim: &Claim<'_>, question: &Question<'_>, suspect: Option<u64>) -> Violation {
         let what = if claim.from == From::Own { What::RootMismatch } else { What::HeldContradicts };
         let size = claim.checkpoint.size;
-        let mut detail = format!("of its {size} entries");
+        let mut detail = format!("of its {}", entries(size));
         let mut index = suspect.filter(|&suspect| suspect < size);
         if let Some(index) = index {
             detail = format!("the first bundle that does not fit begins with entry {index}");
@@ -370,4 +370,9 @@ impl Keys {
             None => Err((What::WrongOrigin, format!("the key is not named {:?}", checkpoint.origin))),
         }
     }
+}
+
+/// As in *1 entry* or *2 entries*.
+fn entries(count: u64) -> String {
+    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
 }

@@ -119,7 +119,7 @@ fn behind(question: &Question<'_>, size: u64, tree: Option<Tree>, wal: Option<Wa
     });
     match last {
         Some((file, last)) if !kept => {
-            let detail = format!("it says that {} entries were signed", last.size);
+            let detail = format!("it says that so many entries were signed: {}", last.size);
             let (what, file) = (What::KeyAhead, file.clone());
             report.add(Violation { what, record: None, index: Some(size), file, detail });
         }

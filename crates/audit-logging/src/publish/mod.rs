@@ -110,7 +110,7 @@ pub struct PublishStatus {
 pub enum Refusal {
     /// The log has fewer records than were signed.
     #[error(
-        "the log ends with entry {found} and {signed} entries were signed: it was cut off or put back to an earlier state; keep it as evidence and start a new log with a new key"
+        "the log ends with entry {found} and was signed up to entry {signed}: it was cut off or put back to an earlier state; keep it as evidence and start a new log with a new key"
     )]
     Rollback {
         /// Entries that the log has.
@@ -241,7 +241,7 @@ pub enum AcceptError {
         quorum: usize,
     },
     /// It is not the newest.
-    #[error("the checkpoint has {size} entries and one with {newest} is cosigned already: drop it")]
+    #[error("a newer checkpoint, with {newest} entries, is cosigned already: drop this one with {size}")]
     Older {
         /// Its size.
         size: u64,

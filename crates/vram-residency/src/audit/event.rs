@@ -5,7 +5,7 @@ use std::fmt;
 use audit_logging::Severity;
 use serde::Serialize;
 
-use crate::damage::DamageKind;
+use crate::damage::{DamageKind, TensorsInBlock};
 use crate::device::{CudaFacts, Protection, Residency, SuspectedPaged};
 use crate::digest::Digest;
 use crate::shard_id::ShardId;
@@ -48,7 +48,8 @@ pub enum AuditEvent<'a> {
         suspected_paged: Option<SuspectedPaged>,
     },
     /// It was not, or the seal itself is not ours. The suspect window begins at `suspect_from_ns`, the last time at which
-    /// the damaged block was found as sealed, and ends with this record. `writable_since_ns` is there where others can write
+    /// the damaged block was found as sealed, and ends with this record. Before any source was read, all that can be said is which
+    /// `tensors` have bytes in the first block, and which `tensor` where the whole block is of one. `writable_since_ns` is there where others can write
     /// to the memory, because it was handed to them so.
     SealVerificationFailed {
         shard_id: &'a ShardId,
@@ -58,6 +59,7 @@ pub enum AuditEvent<'a> {
         damaged_blocks: u64,
         first_block: Option<u64>,
         tensor: Option<&'a str>,
+        tensors: Option<&'a TensorsInBlock>,
         suspect_from_ns: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         writable_since_ns: Option<u64>,
@@ -104,8 +106,16 @@ pub enum AuditEvent<'a> {
     FingerprintMatched { shard_id: &'a ShardId, bytes: u64, duration_ns: u64, keys_left: u32 },
     /// It was another, and a full verification at once found every byte as sealed. Counts as no check.
     FingerprintNotConfirmed { shard_id: &'a ShardId },
-    /// The continuous check began.
-    ScrubStarted { period_ns: u64, budget: Text<'a> },
+    /// The continuous check began. The last two are there where fingerprints are checked between hashes: how often, and with how many
+    /// keys for each shard.
+    ScrubStarted {
+        period_ns: u64,
+        budget: Text<'a>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        recheck_ns: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        recheck_keys: Option<u16>,
+    },
     /// It ended, or died.
     ScrubStopped { reason: &'a str },
     /// Every block of a shard was found as sealed, one by one, between `started_ns` and now.
@@ -150,7 +160,8 @@ pub enum AuditEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         shard_id: Option<&'a ShardId>,
     },
-    /// Another process was handed a shard's memory: for reading only, unless `writable` is there.
+    /// Another process was handed a shard's memory: for reading only, unless `writable` is there. With `held_ns` that was so long
+    /// ago, and is recorded again because the first record may be lost.
     ShardAttached {
         shard_id: &'a ShardId,
         digest: Digest,
@@ -158,6 +169,8 @@ pub enum AuditEvent<'a> {
         lease: u64,
         #[serde(skip_serializing_if = "is_false")]
         writable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held_ns: Option<u64>,
     },
     /// What stops a write to a shard is less than it was, from now on and for as long as its memory is resident.
     ProtectionLowered { shard_id: &'a ShardId, digest: Digest, from: Protection, to: Protection, reason: &'static str },

@@ -80,9 +80,10 @@ impl fmt::Display for Standing {
                 write!(f, "verified, the oldest block {:.1} s ago", oldest_age.as_secs_f64())
             }
             Self::Lapsed { times } => {
+                let times = if *times == 1 { "once".to_owned() } else { format!("{times} times") };
                 write!(
                     f,
-                    "verified again; {times} times it was not since this was last accepted: what was made meanwhile is suspect"
+                    "verified again; {times} it was not since this was last accepted: what was made meanwhile is suspect"
                 )
             }
             Self::NotVerified { state } => write!(f, "{}: do not rely on the bytes", state.as_str()),

@@ -227,3 +227,137 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex, OnceLock, Weak};
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use audit_logging::{Clock, Options};
+    use cuda_emulator::{Emulator, Plan};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::attest::statement::Software;
+    use crate::audit::AuditTrail;
+    use crate::device::{CudaDevice, CudaOptions, HashVariant, Protection, WriteTest};
+    use crate::manager::Worker;
+    use crate::policy::Policy;
+    use crate::seal::SealKey;
+    use crate::{ManagerOptions, ShardId};
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Held {
+        Nothing,
+        Shared,
+        Alone,
+    }
+
+    thread_local! {
+        /// Whether what this thread does is looked at.
+        static LOOKING: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// A clock, and a look at each record, that see whether the lock is held whenever somebody comes by. Both sides come by
+    /// between their first and their last step, so it takes no second thread, and no luck.
+    #[derive(Debug, Default)]
+    struct Witness {
+        now: AtomicU64,
+        worker: OnceLock<Weak<Worker>>,
+        seen: Mutex<Vec<(String, Held)>>,
+    }
+
+    impl Witness {
+        fn look(&self, at: &str) {
+            let Some(worker) = self.worker.get().and_then(Weak::upgrade).filter(|_| LOOKING.get()) else { return };
+            let held = match worker.lowering.try_read().map(drop) {
+                Err(_) => Held::Alone,
+                Ok(()) if worker.lowering.try_write().is_ok() => Held::Nothing,
+                Ok(()) => Held::Shared,
+            };
+            self.seen.lock().unwrap().push((at.to_owned(), held));
+        }
+
+        /// What was seen until a record was made, it included.
+        fn seen_until(&self, event: &str) -> Vec<(String, Held)> {
+            LOOKING.set(false);
+            let mut seen = std::mem::take(&mut *self.seen.lock().unwrap());
+            let last = seen.iter().position(|(at, _)| at == event).unwrap();
+            seen.truncate(last + 1);
+            seen
+        }
+
+        fn now(&self) -> Duration {
+            Duration::from_nanos(self.now.fetch_add(1000, Ordering::SeqCst))
+        }
+    }
+
+    impl Clock for Witness {
+        fn wall(&self) -> SystemTime {
+            self.look("wall clock");
+            UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.now()
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.look("monotonic clock");
+            self.now()
+        }
+    }
+
+    /// An attestation that says `read-only` and a hand-out that lowers it: each is one step to the other, from what it finds to
+    /// its record. So no log has them in an order in which the attestation is wrong.
+    #[test]
+    fn from_what_is_said_of_a_protection_to_the_record_of_it_nobody_lowers_it() {
+        let _emulator = Emulator::lock(Plan::default());
+        let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(Witness::default()));
+        let mut gpu = CudaOptions::default();
+        (gpu.library, gpu.variant) = (Some(cuda_emulator::library()), Some(HashVariant::Plain));
+        gpu.write_test = WriteTest::Refused("as the emulated GPU does".into());
+        let log = Options { clock: Arc::clone(&witness) as _, segment_bytes: 64 << 10, ..Options::default() };
+        let manager = VramManager::new(ManagerOptions {
+            worker_id: "worker".into(),
+            device: Arc::new(CudaDevice::open(&gpu).unwrap()),
+            key: SealKey::derive(&[7; 32], "worker").unwrap(),
+            trail: AuditTrail::open_with(dir.path(), log).unwrap(),
+            policy: Policy::default(),
+        })
+        .unwrap();
+        witness.worker.set(Arc::downgrade(&manager.worker)).unwrap();
+        let recorded = Arc::clone(&witness);
+        manager.trail().tap(Arc::new(move |_, leaf| {
+            let event: Value = serde_json::from_slice(leaf).unwrap();
+            recorded.look(event["event"].as_str().unwrap());
+        }));
+        let shard = manager.seal_model(ShardId::new("shard").unwrap(), "model", b"weights").unwrap();
+        // As where it is checked continuously: whoever asks for its state looks at the clock.
+        shard.inner.freshness.watch(1, Duration::from_secs(3600));
+        let verified = manager.verify_sealed(&shard).unwrap();
+
+        let shards = [Fresh { shard: shard.clone(), verified, name: "weights".into() }];
+        let request = AttestRequest {
+            nonce: &"00112233445566778899aabbccddeeff".parse().unwrap(),
+            software: Software { name: "test".into(), version: "1".into() },
+            shards: &shards,
+        };
+        let from_here = || {
+            LOOKING.set(true);
+            None
+        };
+        manager.attest(&request, &AttestKey::of(&[7; 32]).unwrap(), &from_here).unwrap();
+        let seen = witness.seen_until("AttestationMade");
+        assert_eq!(seen[0].0, "monotonic clock", "the shard's state, before anything is said of it");
+        assert!(seen.iter().all(|(_, held)| *held == Held::Shared), "{seen:?}");
+
+        LOOKING.set(true);
+        drop(manager.hand_out(&shard, 1, 1).unwrap());
+        let seen = witness.seen_until("ShardAttached");
+        assert_eq!(seen[0].0, "wall clock", "since when it is lowered, before that is on record");
+        assert!(seen.iter().any(|(at, _)| at == "ProtectionLowered"), "{seen:?}");
+        assert!(seen.iter().all(|(_, held)| *held == Held::Alone), "{seen:?}");
+        assert_eq!(shard.protection(), Protection::Advisory);
+    }
+}

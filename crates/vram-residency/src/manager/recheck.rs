@@ -98,7 +98,12 @@ impl VramManager {
 
 impl Worker {
     pub(crate) fn has_rechecks(&self) -> bool {
-        self.device.has_fingerprint() && self.recheck_keys.load(Ordering::Relaxed) > 0
+        self.device.has_fingerprint() && self.recheck_keys() > 0
+    }
+
+    /// Keys that each shard gets.
+    pub(crate) fn recheck_keys(&self) -> u16 {
+        self.recheck_keys.load(Ordering::Relaxed)
     }
 
     fn recheck(self: &Arc<Self>, shard: &Shard) -> Result<Rechecked, Error> {
@@ -255,7 +260,7 @@ impl Worker {
     /// Draws one key more, as long as there are fewer than are to be kept, with the region's fingerprint. False where there are
     /// enough, or the device has no fingerprints.
     fn draw(&self, spares: &Spares, region: &dyn Region, passes: &mut u64) -> Result<bool, Error> {
-        let count = self.recheck_keys.load(Ordering::Relaxed);
+        let count = self.recheck_keys();
         let drawn = spares.draw(count, |key| {
             *passes = passes.saturating_add(1);
             region.fingerprint(key)

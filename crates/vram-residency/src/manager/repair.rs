@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
-use crate::damage::{BlockDamage, DamageKind, Difference, kind_alone, search_budget};
+use crate::damage::{BlockDamage, DamageKind, Difference, TensorsInBlock, kind_alone, search_budget};
 use crate::device::DeviceError;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_range, block_value};
 use crate::error::{Error, RepairFailure, VerifyFailure};
@@ -105,9 +105,7 @@ impl Worker {
         if let Some(&block) = damaged.first() {
             if !shard.state().is_damaged() {
                 // Nobody had found it: that is a failure like any other.
-                let tensor = shard.tensor_in(block_range(shard.statement.bytes, block));
-                let cause = VerifyFailure::Block { block, tensor: tensor.map(|tensor| tensor.name.clone()) };
-                let _ = self.failed(shard, cause);
+                let _ = self.failed(shard, VerifyFailure::Block { block, tensors: shard.tensors_in(block) });
             }
             shard.set_state(ShardState::Repairing);
             // More may be damaged than was found first, and longer ago.
@@ -157,11 +155,12 @@ impl Worker {
                 fault.tensor = damage.tensor.clone();
             }
         });
-        let in_block = shard.tensor_in(block_range(shard.statement.bytes, block)).map(|tensor| &*tensor.name);
+        let in_block = shard.tensors_in(block);
+        let certain = in_block.as_deref().and_then(TensorsInBlock::only);
         self.record(&AuditEvent::DamageDescribed {
             shard_id,
             block,
-            tensor: damage.as_ref().map_or(in_block, |damage| damage.tensor.as_deref()),
+            tensor: damage.as_ref().map_or(certain, |damage| damage.tensor.as_deref()),
             first_byte: damage.as_ref().map(|damage| damage.first_byte),
             differing_bytes: damage.as_ref().map(|damage| damage.differing_bytes),
             differing_bits: damage.as_ref().map(|damage| damage.differing_bits),

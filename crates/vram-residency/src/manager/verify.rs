@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
-use crate::damage::{DamageKind, Fault};
+use crate::damage::{DamageKind, Fault, TensorsInBlock};
 use crate::device::{DeviceError, DeviceKind, Region, SuspectedPaged};
 use crate::digest::{BlockValue, Digest, block_count, block_range, block_value, merge};
 use crate::error::{Error, VerifyFailure};
@@ -170,12 +170,11 @@ impl Worker {
         }
         let damaged = confirmed;
         if let Some((first_block, _)) = damaged.first() {
-            let tensor = shard.tensor_in(block_range(statement.bytes, *first_block));
             return Ok(Err(VerifyFailure::Damaged {
                 damaged_blocks: damaged.len() as u64,
                 blocks: shard.values.len() as u64,
                 first_block: *first_block,
-                tensor: tensor.map(|tensor| tensor.name.clone()),
+                tensors: shard.tensors_in(*first_block),
                 expected: statement.digest,
                 actual: digest_with(shard, &damaged),
             }));
@@ -290,11 +289,11 @@ impl Worker {
         let action = self.policy.on_failure.action();
         self.metrics.verification_failures.increment(1);
         tracing::error!(%cause, action, "verification failed");
-        if let Some((block, tensor)) = cause.first_block() {
+        if let Some((block, tensors)) = cause.first_block() {
             shard.set_fault(Fault {
                 block,
                 blocks: cause.damaged_blocks(),
-                tensor: tensor.map(Into::into),
+                tensor: tensors.and_then(TensorsInBlock::only).map(Into::into),
                 first_byte: None,
                 differing_bytes: None,
                 differing_bits: None,
@@ -334,7 +333,8 @@ impl Worker {
             Some(VerifyFailure::Damaged { actual, .. }) => Some(*actual),
             _ => None,
         };
-        let (first_block, tensor) = found.and_then(VerifyFailure::first_block).unzip();
+        let (first_block, tensors) = found.and_then(VerifyFailure::first_block).unzip();
+        let tensors = tensors.flatten();
         self.record_beside_failure(&AuditEvent::SealVerificationFailed {
             shard_id: &shard.statement.shard_id,
             reason: Text(reason),
@@ -342,7 +342,8 @@ impl Worker {
             actual,
             damaged_blocks: found.map_or(0, VerifyFailure::damaged_blocks),
             first_block,
-            tensor: tensor.flatten(),
+            tensor: tensors.and_then(TensorsInBlock::only),
+            tensors,
             suspect_from_ns: self.suspect_since(shard, found),
             writable_since_ns: shard.writable.since_ns(),
             action,

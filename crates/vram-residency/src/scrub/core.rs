@@ -109,7 +109,10 @@ impl Core {
 
     pub(super) fn record_start(&self) -> Result<(), Error> {
         let (period_ns, budget) = (nanoseconds(self.options.period), Text(&self.options.budget));
-        self.worker.record(&AuditEvent::ScrubStarted { period_ns, budget }).map(|_| ())
+        let recheck_ns = self.options.recheck.map(nanoseconds);
+        let recheck_keys = recheck_ns.map(|_| self.worker.recheck_keys());
+        let event = AuditEvent::ScrubStarted { period_ns, budget, recheck_ns, recheck_keys };
+        self.worker.record(&event).map(|_| ())
     }
 
     pub(super) fn record_stop(&self, reason: &str) {

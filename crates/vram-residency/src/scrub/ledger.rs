@@ -36,8 +36,9 @@ impl Ledger {
         }
         faults.count = faults.count.saturating_add(1);
         let count = faults.count;
-        (options.repeat_faults > 0 && count >= options.repeat_faults)
-            .then(|| format!("block {block} of '{shard_id}' was damaged {count} times"))
+        (options.repeat_faults > 0 && count >= options.repeat_faults).then(|| {
+            format!("block {block} of '{shard_id}' was damaged {count} time{}", if count == 1 { "" } else { "s" })
+        })
     }
 
     /// A block was found as sealed, or made so again.
@@ -56,7 +57,8 @@ impl Ledger {
         let limit = usize::try_from(options.repairs_per_day).unwrap_or(usize::MAX);
         let count = self.repairs.len();
         self.repairs.truncate(REMEMBERED);
-        (limit > 0 && count >= limit).then(|| format!("{count} blocks were repaired within 24 hours"))
+        (limit > 0 && count >= limit)
+            .then(|| format!("{count} block{} repaired within 24 hours", if count == 1 { " was" } else { "s were" }))
     }
 }
 

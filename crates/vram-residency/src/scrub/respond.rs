@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::core::{Core, Job};
 use crate::audit::{AuditEvent, Text};
-use crate::digest::block_range;
 use crate::error::{Error, VerifyFailure};
 use crate::manager::{RepairReport, Verified};
 use crate::model::Source;
@@ -16,9 +15,8 @@ impl Core {
     /// The scrub found a damaged block. The caller has begun a check.
     pub(super) fn found_damage(&self, job: &Job, block: u64) {
         let shard = &job.shard;
-        let tensor = shard.tensor_in(block_range(shard.statement.bytes, block)).map(|tensor| tensor.name.clone());
         // Refused from here on, and on record before anything is written.
-        let _ = self.worker.failed(shard, VerifyFailure::Block { block, tensor });
+        let _ = self.worker.failed(shard, VerifyFailure::Block { block, tensors: shard.tensors_in(block) });
         self.respond(shard, block, job.source.as_deref());
     }
 

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::cli::{Demo, Global};
 use crate::commands::audit::events_after;
 use crate::exit::Failure;
+use crate::jobs::count;
 use crate::output::{Out, Style, gb_per_s, printable, size, time};
 use crate::sample::Scratch;
 use crate::session::{self, Trail};
@@ -227,7 +228,7 @@ pub(super) fn run(demo: &Demo, global: &Global, out: &Out) -> Result<(), Failure
     drop(shard);
     drop(manager);
     let audit = check_log(&audit_dir, trail, before, out)?;
-    let told = format!("{} records verified, the whole story among them", audit.records);
+    let told = format!("{} verified, the whole story among them", count(audit.records, "record"));
     steps.done("Audit", &good(out, &told));
     let yours = demo.keep.as_ref().map_or_else(|| "FILE".to_owned(), |path| printable(&path.to_string_lossy()));
     out.line(format_args!("\nDone in {}. Now your own: vram seal {yours}", time(begun.elapsed())));

@@ -19,10 +19,24 @@ use crate::state;
 
 #[derive(Serialize)]
 struct Report {
-    device: DeviceInfo,
+    /// In the order in which they were named.
+    devices: Vec<DeviceReport>,
     worker_id: String,
     shards: Vec<ShardReport>,
     audit: AuditSummary,
+}
+
+#[derive(Serialize)]
+struct DeviceReport {
+    #[serde(flatten)]
+    info: DeviceInfo,
+    /// Such as `cuda:0`.
+    name: String,
+    /// A GPU's, as its driver has it.
+    model: Option<String>,
+    /// What a store into its sealed memory came to, where it is a GPU.
+    #[serde(flatten)]
+    write_test: Option<WriteTest>,
 }
 
 #[derive(Serialize)]
@@ -37,7 +51,8 @@ struct ShardReport {
     digest: Digest,
     tensors: usize,
     sealed_at: String,
-    /// The device that held it: several may have been named.
+    /// The device that held it, such as `cuda:1`: several may have been named.
+    device: String,
     device_uuid: String,
     residency: Residency,
     protection: Protection,
@@ -91,7 +106,7 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
 
     let approved = approve::refuse_unreadable(manager, unreadable);
     let approved = approved.and_then(|()| approve(manager, seal, &trail, &mut jobs, out));
-    let (device, worker_id) = (manager.device(), manager.worker_id().to_string());
+    let (devices, worker_id) = (managers.iter().map(about).collect(), manager.worker_id().to_string());
     let progress = progress_bar(&jobs, out);
     let sealed = approved.and_then(|()| seal_all(&managers, &places, &jobs, seal, &progress, out));
     progress.finish_and_clear();
@@ -118,8 +133,18 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         count(shards.len(), "shard"),
         printable(&worker_id),
     ));
-    out.object(&Report { device, worker_id, shards, audit });
+    out.object(&Report { devices, worker_id, shards, audit });
     Ok(())
+}
+
+fn about(manager: &VramManager) -> DeviceReport {
+    let facts = manager.cuda_facts();
+    DeviceReport {
+        info: manager.device(),
+        name: manager.device_name(),
+        model: facts.map(|facts| facts.name.clone()),
+        write_test: facts.map(|facts| facts.write_test.clone()),
+    }
 }
 
 /// Holds what was given against the manifest, if there is one, before the first byte becomes resident.
@@ -157,8 +182,7 @@ fn seal_all(
         let sealing = started.elapsed();
         let hashed = manager.sha256_bytes().saturating_sub(hashed);
         let verified = manager.verify_sealed(&shard)?;
-        let mut report = describe(job, &shard, seal, hashed, sealing, verified.duration);
-        report.write_test = manager.cuda_facts().map(|facts| facts.write_test.clone());
+        let report = describe(manager, job, &shard, seal, hashed, sealing, verified.duration);
         progress.suspend(|| show(&report, sealing, verified.duration, out));
         reports.push(report);
         resident.push(shard);
@@ -167,6 +191,7 @@ fn seal_all(
 }
 
 fn describe(
+    manager: &VramManager,
     job: &Job,
     shard: &SealedShard,
     seal: &Seal,
@@ -185,10 +210,11 @@ fn describe(
         digest: shard.digest(),
         tensors: shard.table().len(),
         sealed_at: rfc3339(shard.sealed_at_ns()),
+        device: manager.device_name(),
         device_uuid: shard.device().uuid.to_string(),
         residency: shard.residency(),
         protection: shard.protection(),
-        write_test: None,
+        write_test: manager.cuda_facts().map(|facts| facts.write_test.clone()),
         // Only what passed gets here.
         verified: true,
         state: shard.state(),
@@ -219,7 +245,9 @@ fn show(report: &ShardReport, sealing: Duration, verifying: Duration, out: &Out)
     if let Some(approval) = &report.approval {
         out.line(format_args!("  approved    {} by the {}{}", approval.approved, approval.by(), approval.how()));
     }
-    out.line(format_args!("  memory      {}, {}", report.residency, report.protection));
+    // Main memory's residency says so by itself.
+    let device = if report.device.starts_with("cuda:") { format!("{}, ", report.device) } else { String::new() };
+    out.line(format_args!("  memory      {device}{}, {}", report.residency, report.protection));
     out.line(format_args!(
         "  sealed      {} in {} ({:.2} GB/s)",
         report.sealed_at,

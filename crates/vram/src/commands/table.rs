@@ -88,12 +88,12 @@ pub(super) fn status(status: &Value, out: &Out) {
     let (scrub, audit) = (part("scrub"), part("audit"));
     let alive = scrub.get("alive").and_then(Value::as_bool).unwrap_or(false);
     out.line(format_args!(
-        "  scrub   {}, every block within {} s, budget {}, {}/s now, {} blocks checked, {} damaged, {} repaired",
+        "  scrub   {}, every block within {} s, budget {}, {}/s now, {} checked, {} damaged, {} repaired",
         if alive { "at work".to_owned() } else { out.styled(Style::Red, "NOT at work") },
         seconds(scrub, "period_seconds"),
         text(scrub, "budget"),
         size(number(scrub, "throughput_bytes_per_second")),
-        number(scrub, "blocks"),
+        crate::jobs::count(number(scrub, "blocks"), "block"),
         number(scrub, "faults"),
         number(scrub, "repairs")
     ));
@@ -105,9 +105,9 @@ pub(super) fn status(status: &Value, out: &Out) {
         ));
     }
     out.line(format_args!(
-        "  audit   {}, {} records, {} lost, {}",
+        "  audit   {}, {}, {} lost, {}",
         text(audit, "health"),
-        number(audit, "records"),
+        crate::jobs::count(number(audit, "records"), "record"),
         number(audit, "lost"),
         printable(text(audit, "dir"))
     ));
@@ -204,13 +204,18 @@ fn clients(handout: &Value, out: &Out) {
         bytes => format!(", {} given up and still in their memory", size(bytes)),
     };
     let count = crate::jobs::count(list.len(), "client");
-    let leases = crate::jobs::count(usize::try_from(number(handout, "leases")).unwrap_or(0), "lease");
+    let leases = crate::jobs::count(number(handout, "leases"), "lease");
     out.line(format_args!("  handed  to {count}, {leases}{lingering}"));
     for client in list {
         let leases = client.get("leases").and_then(Value::as_array).into_iter().flatten();
         let shown = leases.map(|lease| {
             let watched = lease.get("watched").and_then(Value::as_bool).unwrap_or(false);
-            let mark = if watched { "" } else { " (given up)" };
+            let recorded = lease.get("recorded").and_then(Value::as_bool).unwrap_or(true);
+            let mark = match (watched, recorded) {
+                (false, _) => " (given up)",
+                (true, false) => " (its record may be lost)",
+                (true, true) => "",
+            };
             format!("{}{mark}", printable(text(lease, "shard_id")))
         });
         let shown: Vec<String> = shown.collect();
@@ -228,8 +233,8 @@ fn clients(handout: &Value, out: &Out) {
 /// What of the log is signed, and who else has it.
 fn signed(evidence: &Value, out: &Out) {
     out.line(format_args!(
-        "  signed  {} records as {}",
-        number(evidence, "signed_records"),
+        "  signed  {} as {}",
+        crate::jobs::count(number(evidence, "signed_records"), "record"),
         printable(text(evidence, "origin"))
     ));
     if let Some(refused) = evidence.get("refused").and_then(Value::as_str) {
@@ -241,10 +246,10 @@ fn signed(evidence: &Value, out: &Out) {
         for one in evidence.get(list).and_then(Value::as_array).into_iter().flatten() {
             let error = one.get("last_error").and_then(Value::as_str).map(|error| format!("; {}", printable(error)));
             out.line(format_args!(
-                "  {kind} {}: {}, {} records behind{}",
+                "  {kind} {}: {}, {} behind{}",
                 printable(text(one, "name")),
                 text(one, "state"),
-                number(one, "lag_records"),
+                crate::jobs::count(number(one, "lag_records"), "record"),
                 error.unwrap_or_default()
             ));
         }
@@ -257,7 +262,8 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     let state = text(shard, "state");
     out.line(format_args!("  state       {}", out.styled(style(state), state)));
     out.line(format_args!("  model       {}", printable(text(shard, "model_ref"))));
-    out.line(format_args!("  size        {} bytes, {} tensors", number(shard, "bytes"), number(shard, "tensors")));
+    let tensors = crate::jobs::count(number(shard, "tensors"), "tensor");
+    out.line(format_args!("  size        {} bytes, {tensors}", number(shard, "bytes")));
     out.line(format_args!("  digest      {}", text(shard, "digest")));
     out.line(format_args!(
         "  memory      {}, {}, {}",
@@ -281,9 +287,9 @@ pub(super) fn shard(shard: &Value, out: &Out) {
     ));
     if number(shard, "rechecks") > 0 || number(shard, "recheck_keys") > 0 {
         out.line(format_args!(
-            "  rechecks    {}, {} keys left",
+            "  rechecks    {}, {} left",
             number(shard, "rechecks"),
-            number(shard, "recheck_keys")
+            crate::jobs::count(number(shard, "recheck_keys"), "key")
         ));
     }
     out.line(format_args!("  faults      {}, {} repaired", number(shard, "faults"), number(shard, "repairs")));

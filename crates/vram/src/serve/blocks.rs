@@ -15,6 +15,7 @@ use super::lock::lock;
 use super::recent::Recent;
 use super::report::{BlockMapView, BlockView, TensorView, now_ns};
 use crate::exit::Failure;
+use crate::jobs::count;
 use crate::output::rfc3339;
 
 /// Ages are told in hundredths of the period.
@@ -97,8 +98,8 @@ fn view(shard: &SealedShard, recent: &Recent, period: Duration) -> BlockMapView 
 pub(super) fn block(shard: &SealedShard, block: u64, recent: &Recent) -> Result<BlockView, Failure> {
     let shard_id = shard.shard_id();
     let age = shard.block_age(block).ok_or_else(|| {
-        let blocks = block_count(shard.bytes());
-        Failure::usage(format!("'{shard_id}' has no block {block}; its {blocks} blocks are counted from 0"))
+        let blocks = count(block_count(shard.bytes()), "block");
+        Failure::usage(format!("'{shard_id}' has no block {block}; it has {blocks}, counted from 0"))
     })?;
     let range = block_range(shard.bytes(), block);
     let tensors = shard.table().tensors();

@@ -220,7 +220,8 @@ impl Evidence {
         let behind = replicas.iter().filter(|replica| replica.lag > 0).map(|replica| (&replica.url, replica.lag));
         let unseen = witnesses.iter().filter(|witness| witness.lag > 0).map(|witness| (&witness.name, witness.lag));
         for (name, lag) in behind.chain(unseen) {
-            out.warn(format_args!("warning: {} does not know the last {lag} records yet", printable(name)));
+            let lag = count(lag, "record");
+            out.warn(format_args!("warning: {} does not know the last {lag} yet", printable(name)));
         }
     }
 }

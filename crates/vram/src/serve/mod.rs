@@ -286,7 +286,11 @@ fn close(registry: &Registry, trail: Trail, reason: &str, out: &Out) -> Result<(
     }
     stopped?;
     let audit = audit?;
-    out.line(format_args!("stopped; {} records in {}", audit.records, printable(&audit.dir.to_string_lossy())));
+    out.line(format_args!(
+        "stopped; {} in {}",
+        count(audit.records, "record"),
+        printable(&audit.dir.to_string_lossy())
+    ));
     Ok(())
 }
 

@@ -247,6 +247,8 @@ pub(crate) struct HandoutView {
     pub(crate) clients: Vec<ClientView>,
     /// Leases of shards that are still watched.
     pub(crate) leases: usize,
+    /// Leases whose record may be lost, until they are recorded again.
+    pub(crate) unrecorded: usize,
     /// Bytes of shards that were given up by force and that clients still have in memory.
     pub(crate) lingering_bytes: u64,
 }
@@ -273,6 +275,8 @@ pub(crate) struct LeaseView {
     pub(crate) held_seconds: f64,
     /// False where the shard was given up by force: the client may still have its memory.
     pub(crate) watched: bool,
+    /// False where its record may be lost.
+    pub(crate) recorded: bool,
 }
 
 impl StatusView {

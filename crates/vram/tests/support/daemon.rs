@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -57,9 +57,13 @@ impl<'a> Daemon<'a> {
 
     /// The same, checked in another period.
     pub(crate) fn start_every(home: &'a Home, period: &str, arguments: &[&str]) -> Self {
+        Self::start_as(home, home.command(), period, arguments)
+    }
+
+    /// The same with a command of the caller's.
+    pub(crate) fn start_as(home: &'a Home, mut command: Command, period: &str, arguments: &[&str]) -> Self {
         let bytes = |count: u32| (0..count).map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8).collect::<Vec<_>>();
         let (big, small) = (home.file("big.bin", &bytes(5 << 19)), home.file("small.bin", &bytes(70_000)));
-        let mut command = home.command();
         command.args(["serve", "--json", "--format", "raw", "--listen", "127.0.0.1:0", "--period", period, "--socket"]);
         let socket = home.path("s");
         command.arg(&socket).args(arguments).arg(big).arg(small).env_remove("NOTIFY_SOCKET");

@@ -87,6 +87,21 @@ impl Home {
         command
     }
 
+    /// The program after something that a shell does, such as to set a limit for itself.
+    pub(crate) fn command_after(&self, shell: &str) -> Command {
+        let program = self.command();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(program.get_program());
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
     pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
         Ran::from(self.command().args(arguments).output().unwrap())
     }

@@ -374,6 +374,37 @@ mod tests {
         }
     }
 
+    /// A numbered cell of the documentation, for one of the row's events: a number for each of them, or one for all.
+    fn numbered(cell: &str, at: usize) -> u64 {
+        let starts = |part: &str| part.trim().split(' ').next().unwrap().parse().ok();
+        let numbers: Vec<u64> = cell.split(',').filter_map(starts).collect();
+        *numbers.get(at).unwrap_or(&numbers[0])
+    }
+
+    #[test]
+    fn the_documentation_lists_every_event_with_its_fields_and_what_it_is_to_a_siem() {
+        let document = include_str!("../../../../../docs/format.md");
+        let [fields, export] = ["## 4. Audit records", "## 6. Export to a SIEM"].map(|title| {
+            let section = document.split(title).nth(1).unwrap().split("\n## ").next().unwrap();
+            let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+            rows.map(|row| row.split(" | ").collect::<Vec<_>>()).collect::<Vec<_>>()
+        });
+        for name in all_events() {
+            assert!(fields.iter().any(|row| row[0].strip_suffix('`') == Some(name)), "{name} has no row in section 4");
+            let place = |row: &Vec<&str>| {
+                row[0].split(['`', ',', ' ']).filter(|word| !word.is_empty()).position(|word| word == name)
+            };
+            let (row, at) = export
+                .iter()
+                .find_map(|row| Some((row, place(row)?)))
+                .unwrap_or_else(|| panic!("{name} is not in section 6"));
+            let event = exported(&record(Kind::Event, &json!({ "event": name, "command": "load" })));
+            for (cell, field) in [(1, "class_uid"), (2, "activity_id"), (3, "severity_id")] {
+                assert_eq!(event[field], numbered(row[cell], at), "{name}: {field}");
+            }
+        }
+    }
+
     #[test]
     fn every_record_of_the_log_itself_is_too() {
         let own = [Kind::Open, Kind::Close, Kind::Gap, Kind::Recovered, Kind::Finding, Kind::Clock, Kind::Storage];

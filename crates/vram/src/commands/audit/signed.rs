@@ -17,6 +17,7 @@ use super::proof::{read_bundle, read_file};
 use super::{Leaf, place};
 use crate::cli::{AuditVerify, Global};
 use crate::exit::Failure;
+use crate::jobs::count;
 use crate::output::{Out, Style, printable, rfc3339};
 use crate::state;
 
@@ -240,12 +241,12 @@ impl Signed {
             out.line(format_args!("  witness    {} at {time}", printable(&by.name)));
         }
         if self.witnesses > 0 {
-            out.line(format_args!("  quorum     {} of {} witnesses", self.quorum, self.witnesses));
+            out.line(format_args!("  quorum     {} of {}", self.quorum, count(self.witnesses, "witness")));
         }
         if report.pruned > 0 {
             out.line(format_args!(
-                "  pruned     {} entries, as signed records announce; their hashes are kept",
-                report.pruned
+                "  pruned     {}, as signed records announce; their hashes are kept",
+                count(report.pruned, "entry")
             ));
         }
         for pruning in &report.prunings {

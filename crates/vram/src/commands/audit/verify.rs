@@ -14,6 +14,7 @@ use super::signed::{self, Signed, SignedLine};
 use super::{Named, broken, read};
 use crate::cli::{AuditVerify, Global};
 use crate::exit::Failure;
+use crate::jobs::count;
 use crate::output::{Out, Style};
 use crate::state;
 
@@ -174,8 +175,9 @@ impl Records {
 fn tell(report: &Report, out: &Out) {
     out.line(format_args!("  segments   {}", report.segments));
     if report.pruned > 0 {
-        let pruned = report.pruned;
-        out.line(format_args!("  begins     behind {pruned} records that were pruned, as a record announces"));
+        let pruned =
+            format!("{} that {}", count(report.pruned, "record"), if report.pruned == 1 { "was" } else { "were" });
+        out.line(format_args!("  begins     behind {pruned} pruned, as a record announces"));
     }
     out.line(format_args!("  records    {}, the last is number {}", report.records, report.last_seq));
     out.line(format_args!("  durable    up to number {}", report.durable));
@@ -184,8 +186,10 @@ fn tell(report: &Report, out: &Out) {
     match report.torn_tail {
         None => out.line("  torn tail  none"),
         Some(torn) => out.line(format_args!(
-            "  torn tail  {} bytes in segment {} at byte {}: an unfinished write, no violation",
-            torn.bytes, torn.segment, torn.offset
+            "  torn tail  {} in segment {} at byte {}: an unfinished write, no violation",
+            count(torn.bytes, "byte"),
+            torn.segment,
+            torn.offset
         )),
     }
     if report.gaps.is_empty() {
@@ -204,7 +208,8 @@ fn tell(report: &Report, out: &Out) {
         out.line(format_args!("  gap        and {unlisted} more"));
     }
     if report.void_segments > 0 {
-        out.line(format_args!("  void       {} segments were given up after a storage fault", report.void_segments));
+        let void = count(report.void_segments, "segment");
+        out.line(format_args!("  void       {void}, given up after a storage fault"));
     }
     for violation in &report.violations {
         out.line(out.styled(Style::Red, format_args!("  VIOLATION  {violation}")));

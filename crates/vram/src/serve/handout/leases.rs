@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use vram_residency::audit::AuditTrail;
 use vram_residency::digest::Digest;
 use vram_residency::handout::ErrorCode;
 use vram_residency::metrics as names;
@@ -52,6 +53,45 @@ struct Lease {
     bytes: u64,
     sealed_at_ns: u64,
     since: Instant,
+    /// Of its record, while that is not known to be on disk.
+    mark: Option<Mark>,
+    /// Its record may be lost, and none was made since that is on disk.
+    unrecorded: bool,
+}
+
+/// Where the log stood when it took a record, of which it may still lose any.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    /// Records that were lost before.
+    lost: u64,
+    /// The record's number, or a later one.
+    upto: u64,
+}
+
+impl Mark {
+    /// To be asked before a record is made: where it will stand.
+    pub(super) fn before(trail: &AuditTrail) -> impl FnOnce() -> Self {
+        let lost = trail.lost_records();
+        move || {
+            let upto = trail.log_status().map_or(0, |log| log.durable.saturating_add(log.queued));
+            Self { lost, upto }
+        }
+    }
+}
+
+/// A lease whose record may be lost.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) shard_id: ShardId,
+    pub(super) digest: Digest,
+    pub(super) uid: u32,
+    pub(super) client: u64,
+    pub(super) lease: u64,
+    /// Whether the client could write to the memory.
+    pub(super) writable: bool,
+    pub(super) held: Duration,
+    /// Whether that is new.
+    pub(super) is_new: bool,
 }
 
 /// A lease that is over.
@@ -131,10 +171,51 @@ impl Leases {
             sealed_at_ns: shard.sealed_at_ns(),
             since: Instant::now(),
             shard: Some(shard.clone()),
+            mark: None,
+            unrecorded: false,
         };
         client.leases.insert(number, lease);
         table.last_lease = number;
         Ok(number)
+    }
+
+    /// The log took a record of a lease, and may still lose it.
+    pub(super) fn note_record(&self, client: u64, lease: u64, mark: Mark) {
+        let mut table = self.lock();
+        if let Some(lease) = table.clients.get_mut(&client).and_then(|client| client.leases.get_mut(&lease)) {
+            lease.mark = Some(mark);
+        }
+    }
+
+    /// Forgets the marks of what is on disk, and gives the leases whose record may be lost: those that the log had not on disk when
+    /// it lost any.
+    pub(super) fn settle(&self, trail: &AuditTrail) -> Vec<Doubt> {
+        // In this order: what is lost is counted before the log goes on behind it.
+        let durable = trail.log_status().map_or(u64::MAX, |log| log.durable);
+        let lost = trail.lost_records();
+        let mut doubts = Vec::new();
+        let mut table = self.lock();
+        for (client, entry) in &mut table.clients {
+            for (number, lease) in &mut entry.leases {
+                let (Some(shard), Some(mark)) = (&lease.shard, lease.mark) else { continue };
+                if lost > mark.lost {
+                    doubts.push(Doubt {
+                        shard_id: lease.shard_id,
+                        digest: lease.digest,
+                        uid: entry.uid,
+                        client: *client,
+                        lease: *number,
+                        writable: shard.writable_since_ns().is_some(),
+                        held: lease.since.elapsed(),
+                        is_new: !lease.unrecorded,
+                    });
+                    lease.unrecorded = true;
+                } else if durable >= mark.upto {
+                    (lease.mark, lease.unrecorded) = (None, false);
+                }
+            }
+        }
+        doubts
     }
 
     /// A lease is given back. The outer none: there is no such lease; the inner one: its end is on record already.
@@ -183,6 +264,7 @@ impl Leases {
         HandoutView {
             clients: table.clients.iter().map(view).collect(),
             leases: table.leases(),
+            unrecorded: table.all().filter(|lease| lease.unrecorded).count(),
             lingering_bytes: table.lingering(),
         }
     }
@@ -231,6 +313,8 @@ impl Table {
 impl Lease {
     fn revoke(&mut self, client: u64, lease: u64) -> Option<Gone> {
         self.shard.take()?;
+        // That record says for how long it was held.
+        self.unrecorded = false;
         let held = self.since.elapsed();
         Some(Gone { shard_id: self.shard_id, digest: self.digest, client, lease, held })
     }
@@ -245,6 +329,7 @@ impl Lease {
             shard_id: self.shard_id,
             held_seconds: self.since.elapsed().as_secs_f64(),
             watched: self.shard.is_some(),
+            recorded: !self.unrecorded,
         }
     }
 }

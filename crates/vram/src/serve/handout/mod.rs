@@ -26,10 +26,12 @@ use metrics::Unit;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use vram_residency::audit::TrailHealth;
 use vram_residency::handout::{ErrorCode, encode};
 use vram_residency::metrics as names;
 use vram_residency::{HandoutEvent, VramManager};
 
+use self::leases::{Doubt, Mark};
 use self::pace::{Bucket, Pace};
 use self::refusals::{Due, Refusals};
 use self::talk::Talk;
@@ -147,6 +149,7 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, mut ended: watch::Re
             accepted = listener.accept() => accepted,
             Some(_) = talks.join_next() => continue,
             _ = show.tick() => {
+                shared.registry.settle_leases();
                 shared.registry.leases().show();
                 shared.record(shared.refusals.due(Instant::now(), false));
                 continue;
@@ -251,6 +254,24 @@ impl Registry {
         gone.record(&self.keeper_of(Some(&gone.shard_id)).manager, reason);
     }
 
+    /// Sees what became of the records of leases, and has those made again that may be lost, once the log takes records again.
+    fn settle_leases(&self) {
+        let trail = self.manager().trail();
+        for Doubt { shard_id, digest, uid, client, lease, writable, held, is_new } in self.leases().settle(trail) {
+            if is_new {
+                metrics::counter!(names::HANDOUT_UNRECORDED).increment(1);
+            }
+            if trail.health() == TrailHealth::Good {
+                let mark = Mark::before(trail);
+                let _acting = self.acting_for(uid);
+                let event = HandoutEvent::StillAttached { shard_id: &shard_id, digest, client, lease, writable, held };
+                if self.keeper_of(Some(&shard_id)).manager.record_handout(event).unwrap_or(false) {
+                    self.leases().note_record(client, lease, mark());
+                }
+            }
+        }
+    }
+
     /// Whether the log took the record.
     fn record_refused(&self, refusal: &Refusal, unrecorded: u64) -> bool {
         let (shard_id, code, reason) = (refusal.shard_id.as_deref(), refusal.code, refusal.message.as_str());
@@ -267,5 +288,7 @@ fn describe() {
     let counter = |name, help| metrics::describe_counter!(name, Unit::Count, help);
     counter(names::HANDOUT_ATTACHES, "Requests for a shard, and connections that were refused, by result.");
     counter(names::HANDOUT_DETACHES, "Leases that ended, by reason.");
+    counter(names::HANDOUT_UNRECORDED, "Leases whose first record may be lost; they are recorded again.");
     metrics::counter!(names::HANDOUT_ATTACHES, "result" => "attached").increment(0);
+    metrics::counter!(names::HANDOUT_UNRECORDED).increment(0);
 }

@@ -15,6 +15,7 @@ use vram_residency::handout::{
 };
 use vram_residency::{Error, SealedShard, ShardState};
 
+use super::leases::Mark;
 use super::rules::{Refusal, Which};
 use super::wire::{Came, Wire};
 use super::{Seat, Shared, TableFrame, count_attach};
@@ -238,6 +239,7 @@ impl Talk {
         let registry = &self.shared.registry;
         self.shared.rules.check_memory(shard, memory)?;
         let table = table.frame(shard.table())?;
+        let mark = Mark::before(registry.manager().trail());
         let handed = {
             let _acting = registry.acting_for(self.seat.uid);
             registry.hand_out(shard, self.seat.client, lease)
@@ -247,6 +249,7 @@ impl Talk {
             Refusal::new(code, error.to_string())
         };
         let export = handed.map_err(|error| refuse(&error))?;
+        registry.leases().note_record(self.seat.client, lease, mark());
         // As it stands with what has just been handed out.
         let (info, seal) = (ShardInfo::of(shard), hex(&shard.seal_record()));
         let (answer, file) = match export {

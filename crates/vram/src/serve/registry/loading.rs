@@ -16,6 +16,9 @@ use crate::serve::keepers::{Keeper, side_by_side};
 use crate::serve::lock::lock;
 use crate::serve::report::ShardView;
 
+/// Files for one device, each with its number.
+type Queue = Vec<(usize, Job)>;
+
 impl Registry {
     /// Makes files resident and watches each from then on, unless it is told to stop or one fails.
     pub(in crate::serve) fn load(
@@ -67,7 +70,7 @@ impl Registry {
         work: &(dyn Fn(&Keeper, Job, Cancelled<'_>) -> Result<T, Failure> + Sync),
     ) -> Result<Vec<T>, Failure> {
         let places = self.keepers.places(&jobs)?;
-        let mut queues: Vec<(Arc<Keeper>, Vec<(usize, Job)>)> = Vec::new();
+        let mut queues: Vec<(Arc<Keeper>, Queue)> = Vec::new();
         for (job, keeper) in jobs.into_iter().enumerate().zip(places) {
             match queues.iter_mut().find(|(known, _)| Arc::ptr_eq(known, keeper)) {
                 Some((_, queue)) => queue.push(job),

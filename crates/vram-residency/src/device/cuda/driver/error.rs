@@ -86,7 +86,7 @@ pub enum CudaError {
         library: Box<str>,
     },
     /// There are devices, and not that one.
-    #[error("there is no cuda:{ordinal}: the driver shows {count} GPUs, counted from cuda:0; choose one of them")]
+    #[error("there is no cuda:{ordinal}: the driver shows {count}, counted from cuda:0; choose one of them")]
     NoSuchDevice {
         /// The one that was asked for.
         ordinal: u32,
@@ -95,7 +95,7 @@ pub enum CudaError {
     },
     /// There are devices, and none that is so called.
     #[error(
-        "this process is shown {count} GPUs and none of them is {uuid}, which holds the shard; see CUDA_VISIBLE_DEVICES and \
+        "of the GPUs that this process is shown ({count}) none is {uuid}, which holds the shard; see CUDA_VISIBLE_DEVICES and \
          the container's devices"
     )]
     NoSuchUuid {

@@ -1,11 +1,11 @@
 //! The `fuzz` step: libFuzzer on every reader of foreign bytes, two targets side by side.
 //!
-//! cargo-fuzz asks for a nightly compiler, only for the flags that switch the instrumentation on. `RUSTC_BOOTSTRAP=1`
-//! lets the stable one accept them, and it ships AddressSanitizer's runtime, so one stable toolchain is all it takes.
+//! The instrumentation is switched on by flags that belong to the nightly compiler. `RUSTC_BOOTSTRAP=1` lets the stable one
+//! accept them, and it ships AddressSanitizer's runtime, so one stable toolchain is all it takes. The flags are those of
+//! cargo-fuzz, which can be used on `fuzz/` by hand; it does not need to be there.
 
 use crate::Args;
-use crate::shell::{Ctx, Usage, run, say, shown};
-use crate::tools;
+use crate::shell::{Ctx, Usage, capture, run, say, shown};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,14 +21,14 @@ struct Target {
 }
 
 const TARGETS: &[Target] = &[
-    Target { name: "safetensors", max_len: 16 << 10, seconds: 60 },
-    Target { name: "gguf", max_len: 16 << 10, seconds: 60 },
-    Target { name: "audit_record", max_len: 64 << 10, seconds: 60 },
-    Target { name: "audit_checkpoint", max_len: 4 << 10, seconds: 20 },
-    Target { name: "audit_proof", max_len: 8 << 10, seconds: 20 },
-    Target { name: "audit_bundle", max_len: 16 << 10, seconds: 20 },
-    Target { name: "attestation", max_len: 8 << 10, seconds: 20 },
-    Target { name: "manifest", max_len: 8 << 10, seconds: 20 },
+    Target { name: "safetensors", max_len: 16 << 10, seconds: 20 },
+    Target { name: "gguf", max_len: 16 << 10, seconds: 20 },
+    Target { name: "audit_record", max_len: 64 << 10, seconds: 20 },
+    Target { name: "audit_checkpoint", max_len: 4 << 10, seconds: 10 },
+    Target { name: "audit_proof", max_len: 8 << 10, seconds: 10 },
+    Target { name: "audit_bundle", max_len: 16 << 10, seconds: 10 },
+    Target { name: "attestation", max_len: 8 << 10, seconds: 10 },
+    Target { name: "manifest", max_len: 8 << 10, seconds: 10 },
 ];
 
 /// One allocation may never be larger than this, whatever the input asks for.
@@ -37,6 +37,23 @@ const MALLOC_LIMIT_MB: u32 = 64;
 const RSS_LIMIT_MB: u32 = 2048;
 /// A single input that takes longer is a hang.
 const TIMEOUT_S: u32 = 10;
+
+/// What makes a program of ours one that libFuzzer can steer: every branch and comparison counted, addresses watched, our
+/// own assertions on. One codegen unit: what is instrumented is not inlined across them.
+const FLAGS: &[&str] = &[
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg",
+    "fuzzing",
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
+    "-Zsanitizer=address",
+    "-Cllvm-args=-sanitizer-coverage-stack-depth",
+    "-Cdebug-assertions",
+    "-Ccodegen-units=1",
+];
 
 /// What libFuzzer said about its run.
 #[derive(Debug, Default, PartialEq)]
@@ -61,11 +78,9 @@ pub fn campaign(ctx: &Ctx, seconds: Option<u64>, chosen: Option<&str>) -> Result
         let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
         return Err(Usage::err(format!("no such fuzz target; there are {}", names.join(", "))));
     }
-    let fuzz = tools::cargo_fuzz(ctx)?;
     let logs = ctx.target.join("fuzz/logs");
     std::fs::create_dir_all(&logs)?;
-    let mut build = cargo_fuzz(ctx, &fuzz, "build");
-    run(build.args(chosen))?; // once, ahead: two builds at a time would wait for each other
+    let programs = build(ctx, chosen)?;
 
     let queue = Mutex::new(targets.iter());
     let results = Mutex::new(Vec::new());
@@ -73,7 +88,7 @@ pub fn campaign(ctx: &Ctx, seconds: Option<u64>, chosen: Option<&str>) -> Result
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(target) = queue.lock().ok().and_then(|mut queue| queue.next()) {
-                    let result = one(ctx, &fuzz, &logs, target, seconds.unwrap_or(target.seconds));
+                    let result = one(ctx, &programs, &logs, target, seconds.unwrap_or(target.seconds));
                     if let Ok(mut results) = results.lock() {
                         results.push((target.name, result));
                     }
@@ -100,12 +115,32 @@ pub fn campaign(ctx: &Ctx, seconds: Option<u64>, chosen: Option<&str>) -> Result
     Ok(format!("{} targets, {runs} runs", targets.len()))
 }
 
-fn cargo_fuzz(ctx: &Ctx, fuzz: &Path, verb: &str) -> Command {
-    let mut command = ctx.command(fuzz);
-    command.args(["fuzz", verb, "--sanitizer", "address", "--target-dir"]).arg(ctx.target.join("fuzz"));
-    // Where cargo-fuzz itself came from is of no interest beside the target's own stack.
-    command.env("RUSTC_BOOTSTRAP", "1").env("RUST_LIB_BACKTRACE", "0");
-    command
+/// Builds one target or all of them, and returns the folder in which they lie.
+fn build(ctx: &Ctx, chosen: Option<&str>) -> Result<PathBuf> {
+    let compiler = capture(ctx.command(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV"))?;
+    let triple = compiler.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let target = ctx.target.join("fuzz");
+    let mut build = ctx.cargo();
+    // With a target named, build scripts and procedural macros are built as ever.
+    build.args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", triple, "--target-dir"]);
+    build.arg(&target);
+    match chosen {
+        Some(name) => build.args(["--bin", name]),
+        None => build.arg("--bins"),
+    };
+    run(build.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", FLAGS.join(" ")))?;
+    Ok(target.join(triple).join("release"))
+}
+
+/// A target's program, with what it finds kept where one can repeat it.
+fn program(ctx: &Ctx, programs: &Path, name: &str) -> Result<Command> {
+    let artefacts = ctx.root.join("fuzz/artifacts").join(name);
+    std::fs::create_dir_all(&artefacts)?;
+    let mut command = ctx.command(programs.join(name));
+    // The same global in several codegen units is none of ours to mend.
+    command.env("ASAN_OPTIONS", "detect_odr_violation=0");
+    command.arg(format!("-artifact_prefix={}/", artefacts.display()));
+    Ok(command)
 }
 
 /// What an input may cost. Needed again to see the same failure again.
@@ -117,17 +152,17 @@ fn limits() -> [String; 3] {
     ]
 }
 
-fn one(ctx: &Ctx, fuzz: &Path, logs: &Path, target: &Target, seconds: u64) -> Result<Summary> {
+fn one(ctx: &Ctx, programs: &Path, logs: &Path, target: &Target, seconds: u64) -> Result<Summary> {
     let name = target.name;
     let corpus = PathBuf::from("fuzz/corpus").join(name);
     std::fs::create_dir_all(ctx.root.join(&corpus))?;
-    let mut command = cargo_fuzz(ctx, fuzz, "run");
-    command.arg(name).arg(&corpus); // libFuzzer adds what it finds to the first directory
+    let mut command = program(ctx, programs, name)?;
+    command.arg(&corpus); // libFuzzer adds what it finds to the first directory
     let seeds = PathBuf::from("fuzz/seeds").join(name);
     if ctx.root.join(&seeds).is_dir() {
         command.arg(&seeds);
     }
-    command.arg("--").args([
+    command.args([
         format!("-max_total_time={seconds}"),
         format!("-max_len={}", target.max_len),
         String::from("-print_final_stats=1"),
@@ -160,7 +195,7 @@ fn one(ctx: &Ctx, fuzz: &Path, logs: &Path, target: &Target, seconds: u64) -> Re
     let Some(artefact) = &summary.artefact else {
         bail!("ended with {status} and left no input; the whole log is {}", log.display());
     };
-    let repeat = shown(cargo_fuzz(ctx, fuzz, "run").arg(name).arg(artefact).arg("--").args(limits()));
+    let repeat = shown(program(ctx, programs, name)?.arg(artefact).args(limits()));
     bail!("the failing input is {artefact}\n  again: {repeat}")
 }
 

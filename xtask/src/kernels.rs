@@ -98,7 +98,8 @@ pub fn step(ctx: &Ctx, args: &mut Args) -> Result<String> {
     let mut count = Count::default();
     for flags in ["", "-fsanitize=undefined -fno-sanitize-recover=undefined"] {
         let mut test = ctx.cargo();
-        test.args(["test", "-p", "vram-residency", "--test", "kernels"]).env("VRAM_REQUIRE_KERNELS", "1");
+        // The whole workspace, as step `unit` does: other features would compile everything once more.
+        test.args(["test", "--workspace", "--test", "kernels"]).env("VRAM_REQUIRE_KERNELS", "1");
         if !flags.is_empty() {
             test.env("VRAM_KERNELS_CXXFLAGS", flags);
         }

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod bench;
+mod beside;
 mod campaign;
 mod candle;
 mod ceph;
@@ -24,6 +25,7 @@ mod soak;
 mod steps;
 mod strace;
 mod tools;
+mod unit;
 
 use anyhow::Result;
 use shell::{Ctx, Usage};
@@ -87,7 +89,9 @@ fn help() {
         println!("    {:<32} {}", campaign.name, campaign.help);
     }
     println!("\nEach step of `test` is a verb of its own. Tools that a step needs are installed, at a pinned version,");
-    println!("into `tools` in the target directory on first use. Exit codes: 0 good, 1 failed, 2 wrong usage.");
+    println!("into `tools` in the target directory on first use. `soak` mostly waits: in `test` it runs beside the");
+    println!("steps before it, and its seconds in the table are its own. Where CI is set, .ci/run builds without");
+    println!("incremental compilation. Exit codes: 0 good, 1 failed, 2 wrong usage.");
 }
 
 fn dispatch(mut words: Vec<String>) -> Result<()> {
@@ -95,6 +99,9 @@ fn dispatch(mut words: Vec<String>) -> Result<()> {
     if words.iter().take_while(|word| *word != "--").any(|word| word == "--help" || word == "-h") {
         help();
         return Ok(());
+    }
+    if verb == beside::VERB {
+        return beside::inside(&words);
     }
     let args = Args::parse(words);
     if !args.pass.is_empty() && !["test", "unit", "model"].contains(&verb.as_str()) {

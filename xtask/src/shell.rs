@@ -101,6 +101,11 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Runs it, shows its standard output line by line as it comes, and returns the lines.
 pub fn run_and_read(command: &mut Command) -> Result<Vec<String>> {
     say(&format!("$ {}", shown(command)));
+    read(command)
+}
+
+/// The same, without saying what is run.
+pub fn read(command: &mut Command) -> Result<Vec<String>> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("`{}` could not be started", shown(command)))?;
     let mut lines = Vec::new();
@@ -139,7 +144,6 @@ pub fn capture_both(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
-/// One line to standard output. A reader that went away (`| head`) must not become a panic.
 /// Runs a command with this text as its input; fails where it fails.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
     say(&format!("$ {} < …", shown(command)));
@@ -155,6 +159,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
     Ok(())
 }
 
+/// One line to standard output. A reader that went away (`| head`) must not become a panic.
 pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

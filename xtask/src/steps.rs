@@ -1,11 +1,12 @@
 //! The steps of `cargo xtask test`: a table, one function each, and the loop that runs them.
 
-use crate::shell::{Ctx, run, run_and_read, say};
+use crate::beside::{self, Beside};
+use crate::shell::{Ctx, read, run, run_and_read, say};
 use crate::{
     Args, alerts, candle, ceph, deploy, foreign, fuzz, hot, kernels, model, msrv, page, replica, signing, soak, strace,
-    tools,
+    tools, unit,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::process::Command;
 use std::time::Instant;
 
@@ -18,6 +19,16 @@ pub struct Step {
     pub quick: bool,
     run: fn(&Ctx, &mut Args) -> Result<String>,
 }
+
+impl Step {
+    pub fn run(&self, ctx: &Ctx, args: &mut Args) -> Result<String> {
+        (self.run)(ctx, args)
+    }
+}
+
+/// A step that mostly waits, and the one with which it starts: what is between them in the table waits too, or computes
+/// little. It needs nothing but the program, which step `demo` builds.
+const BESIDE: (&str, &str) = ("soak", "replica");
 
 /// Cheap ones first: a missing space must not cost ten minutes.
 pub const STEPS: &[Step] = &[
@@ -32,7 +43,7 @@ pub const STEPS: &[Step] = &[
         run: msrv::step,
     },
     Step { name: "deny", args: "", help: "licences, bans and sources", quick: false, run: deny },
-    Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit },
+    Step { name: "unit", args: "", help: "unit, integration and documentation tests", quick: true, run: unit::step },
     Step { name: "model", args: "", help: "seals a real, published model", quick: false, run: model::step },
     Step { name: "demo", args: "", help: "vram demo finds and repairs the flipped bit", quick: false, run: demo },
     Step { name: "hot", args: "", help: "instructions of the hot path", quick: false, run: hot::step },
@@ -65,18 +76,25 @@ pub const STEPS: &[Step] = &[
         run: alerts::step,
     },
     Step {
-        name: "page",
-        args: "[--save]",
-        help: "the status page in a real browser: all well, damaged, repaired, gone",
-        quick: false,
-        run: page::step,
-    },
-    Step {
         name: "deploy",
         args: "",
         help: "systemd and Kubernetes' schemas judge the service files",
         quick: false,
         run: deploy::step,
+    },
+    Step {
+        name: "soak",
+        args: "[--seconds N] [--save]",
+        help: "a bit a second flipped, found, repaired and on record; 60 s unless told otherwise",
+        quick: false,
+        run: soak::step,
+    },
+    Step {
+        name: "page",
+        args: "[--save]",
+        help: "the status page in a real browser: all well, damaged, repaired, gone",
+        quick: false,
+        run: page::step,
     },
     Step {
         name: "foreign",
@@ -93,16 +111,9 @@ pub const STEPS: &[Step] = &[
         run: strace::step,
     },
     Step {
-        name: "soak",
-        args: "[--seconds N] [--save]",
-        help: "a bit a second flipped, found, repaired and on record; 60 s unless told otherwise",
-        quick: false,
-        run: soak::step,
-    },
-    Step {
         name: "fuzz",
         args: "[--seconds N] [TARGET]",
-        help: "each fuzz target, 20 or 60 s unless told otherwise",
+        help: "each fuzz target, 10 or 20 s unless told otherwise; `campaign fuzz` is the long one",
         quick: false,
         run: fuzz::step,
     },
@@ -140,21 +151,34 @@ pub fn test(ctx: &Ctx, mut args: Args) -> Result<()> {
 
 /// Runs the steps up to the first that fails, then says what happened to each.
 pub fn run_list(ctx: &Ctx, steps: &[&Step], mut args: Args) -> Result<()> {
+    let begun = Instant::now();
     let mut table = Vec::new();
     let mut failed = None;
+    let (mut beside, mut is_ended): (Option<Beside>, bool) = (None, false);
     for step in steps {
         if failed.is_some() {
-            table.push(format!("{:<8} {:<8}", step.name, "not run"));
+            let word = if is_ended && step.name == BESIDE.0 { "ended" } else { "not run" };
+            table.push(format!("{:<8} {word:<8}", step.name));
             continue;
+        }
+        if step.name == BESIDE.1
+            && let Some(other) = steps.iter().find(|other| other.name == BESIDE.0)
+        {
+            say(&format!("\nStep `{}` runs beside the next ones; what it says comes in its turn.", other.name));
+            beside = Some(Beside::step(ctx, other)?);
         }
         say(&format!("\n===== {}: {} =====", step.name, step.help));
         let start = Instant::now();
-        let outcome = (step.run)(ctx, &mut args);
-        let seconds = start.elapsed().as_secs_f64();
+        let started = if step.name == BESIDE.0 { beside.take() } else { None };
+        let (outcome, seconds) = match started {
+            Some(started) => turn(started)?,
+            None => (step.run(ctx, &mut args), start.elapsed().as_secs_f64()),
+        };
         let (word, note) = match outcome {
             Ok(note) => ("ok", note),
             Err(error) => {
                 failed = Some((step.name, error));
+                is_ended = beside.take().is_some();
                 ("FAILED", String::new())
             }
         };
@@ -164,10 +188,22 @@ pub fn run_list(ctx: &Ctx, steps: &[&Step], mut args: Args) -> Result<()> {
     for line in &table {
         say(line.trim_end());
     }
+    if steps.len() > 1 {
+        say(&format!("{:<17} {:>8.1}", "all of it took", begun.elapsed().as_secs_f64()));
+    }
     match failed {
         None => Ok(()),
         Some((name, error)) => Err(error.context(format!("step `{name}` failed; `cargo xtask {name}` runs it alone"))),
     }
+}
+
+/// The turn of a step that ran beside others: waits for its end and shows what it said. Its seconds are its own.
+fn turn(mut beside: Beside) -> Result<(Result<String>, f64)> {
+    let is_well = beside.wait()?;
+    let (said, seconds, note) = beside::split(&beside.said()?);
+    say(&said);
+    let outcome = if is_well { Ok(format!("{note} (beside the steps before it)")) } else { Err(anyhow!("see above")) };
+    Ok((outcome, seconds))
 }
 
 fn fmt(ctx: &Ctx, args: &mut Args) -> Result<String> {
@@ -206,18 +242,6 @@ fn deny(ctx: &Ctx, args: &mut Args) -> Result<String> {
     Ok(String::new())
 }
 
-fn unit(ctx: &Ctx, args: &mut Args) -> Result<String> {
-    args.finish()?;
-    let mut count = Count::default();
-    count.run(ctx.cargo().args(["test", "--workspace", "--all-targets"]).args(&args.pass))?;
-    count.run(ctx.cargo().args(["test", "--workspace", "--doc"]).args(&args.pass))?;
-    // With a filter, zero may be what was asked for; without one it means that nothing was tested.
-    if count.passed == 0 && args.pass.is_empty() {
-        bail!("no test was executed");
-    }
-    Ok(count.to_string())
-}
-
 /// The demo must say of itself that it found the flipped bit, repaired it and verified the log.
 fn demo(ctx: &Ctx, args: &mut Args) -> Result<String> {
     args.finish()?;
@@ -253,7 +277,15 @@ impl Count {
         Ok(())
     }
 
-    fn add(&mut self, line: &str) {
+    /// The same, without saying what is run.
+    pub fn run_as_it_is(&mut self, command: &mut Command) -> Result<()> {
+        for line in read(command)? {
+            self.add(&line);
+        }
+        Ok(())
+    }
+
+    pub fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else { return };
         let number = |what: &str| -> u64 {
             let part = rest.split([';', '.']).map(str::trim).find_map(|part| part.strip_suffix(what));

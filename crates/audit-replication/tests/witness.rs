@@ -263,18 +263,30 @@ fn a_witness_with_another_tree_is_on_record_once() {
 
 #[test]
 fn refusals_say_what_to_do_and_are_no_evidence() {
-    for (answer, word) in [(400, "malformed"), (403, "vkey"), (404, "register"), (503, "trouble"), (302, "no witness")]
-    {
-        let (node, _replication, status, _) = refused(Box::new(move |_| (answer, String::new())));
-        let error = status.witnesses[0].last_error.clone().unwrap();
-        assert!(error.contains(word), "{answer}: {error}");
+    // Side by side: the end of each waits for its witness once more.
+    let check = |status, body: &str, judge: &dyn Fn(&Status)| {
+        let answer = (status, body.to_owned());
+        let (node, _replication, status, _) = refused(Box::new(move |_| answer.clone()));
+        judge(&status);
         assert!(node.records.lock().unwrap().is_empty());
-    }
-    for body in ["", "17", "-1\n", "300\n", "0\n"] {
-        let (node, _replication, status, _) = refused(Box::new(move |_| (409, body.to_owned())));
-        assert_eq!(status.witnesses[0].state, State::Failing, "{body:?}");
-        assert!(node.records.lock().unwrap().is_empty());
-    }
+    };
+    std::thread::scope(|scope| {
+        for (answer, word) in
+            [(400, "malformed"), (403, "vkey"), (404, "register"), (503, "trouble"), (302, "no witness")]
+        {
+            scope.spawn(move || {
+                check(answer, "", &|status| {
+                    let error = status.witnesses[0].last_error.clone().unwrap();
+                    assert!(error.contains(word), "{answer}: {error}");
+                });
+            });
+        }
+        for body in ["", "17", "-1\n", "300\n", "0\n"] {
+            scope.spawn(move || {
+                check(409, body, &|status| assert_eq!(status.witnesses[0].state, State::Failing, "{body:?}"));
+            });
+        }
+    });
 }
 
 #[test]
@@ -282,28 +294,35 @@ fn what_is_no_cosignature_of_this_witness_counts_for_nothing() {
     let (key, other) = (cosigner("w.example/1"), cosigner("w.example/2"));
     let sign = |key: &SigningKey, text: &str, time| key.sign(text, time).to_string();
     let dir = tempfile::tempdir().unwrap();
-    for kind in 0..6 {
-        let node = node(&dir, &[&key], 1);
-        node.grow(0, 300);
-        let (key_again, other) =
-            (SigningKey::parse(&key.to_text()).unwrap(), SigningKey::parse(&other.to_text()).unwrap());
-        let played = play(Box::new(move |asked| {
-            let text = asked.note.text();
-            let body = match kind {
-                0 => String::new(),
-                1 => String::from("nothing of the kind\n"),
-                2 => sign(&other, text, 1_764_000_000),
-                3 => sign(&key_again, text, 0),
-                4 => sign(&key_again, &text.replace("300", "301"), 1_764_000_000),
-                _ => "x".repeat(1 << 20),
-            };
-            (200, body)
-        }));
-        let replication = start(&node, options(&[(&played.url, &key)], 1));
-        let status = until(&replication, "a failure", |status| status.witnesses[0].failures > 0);
-        assert_eq!((status.witnesses[0].state, status.cosigned_size), (State::Failing, 0), "kind {kind}");
-        assert!(node.cosigned.lock().unwrap().is_empty(), "kind {kind}");
-    }
+    // Side by side: the end of each waits for its witness once more.
+    std::thread::scope(|scope| {
+        for kind in 0..6 {
+            let (key, other) = (&key, &other);
+            scope.spawn(move || {
+                let dir = tempfile::tempdir().unwrap();
+                let node = node(&dir, &[key], 1);
+                node.grow(0, 300);
+                let (key_again, other) =
+                    (SigningKey::parse(&key.to_text()).unwrap(), SigningKey::parse(&other.to_text()).unwrap());
+                let played = play(Box::new(move |asked| {
+                    let text = asked.note.text();
+                    let body = match kind {
+                        0 => String::new(),
+                        1 => String::from("nothing of the kind\n"),
+                        2 => sign(&other, text, 1_764_000_000),
+                        3 => sign(&key_again, text, 0),
+                        4 => sign(&key_again, &text.replace("300", "301"), 1_764_000_000),
+                        _ => "x".repeat(1 << 20),
+                    };
+                    (200, body)
+                }));
+                let replication = start(&node, options(&[(&played.url, key)], 1));
+                let status = until(&replication, "a failure", |status| status.witnesses[0].failures > 0);
+                assert_eq!((status.witnesses[0].state, status.cosigned_size), (State::Failing, 0), "kind {kind}");
+                assert!(node.cosigned.lock().unwrap().is_empty(), "kind {kind}");
+            });
+        }
+    });
     // Among lines of others, its own is found.
     let node = node(&dir, &[&key], 1);
     node.grow(0, 300);

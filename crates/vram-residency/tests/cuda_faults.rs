@@ -5,6 +5,8 @@
 mod gpu;
 mod support;
 
+use std::time::Duration;
+
 use cuda_emulator::{Emulator, Fault, Plan};
 use gpu::{faults, memory, try_manager};
 use support::{disk_dir, events, id, names};
@@ -107,6 +109,7 @@ fn work_that_is_silently_not_done_is_no_check_and_no_seal() {
         // Nothing is wrong with the bytes: a second reading says so.
         omit();
         manager.verify_sealed(&shard).unwrap();
+        manager.trail().flush(Duration::from_secs(60)).unwrap();
         assert!(names(&events(dir.path())).contains(&"MismatchNotConfirmed"));
         assert!(emulator.flip(&memory(1), 100, 3));
         omit();

@@ -6,7 +6,7 @@ mod support;
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cuda_emulator::{Fault, Plan, Report};
 use serde_json::{Value, json};

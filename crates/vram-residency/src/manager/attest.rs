@@ -171,7 +171,7 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
+mod order_of_locks {
     #![allow(clippy::unwrap_used)]
 
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,7 +229,7 @@ mod tests {
 }
 
 #[cfg(test)]
-mod tests {
+mod lock_until_recorded {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
     use std::cell::Cell;

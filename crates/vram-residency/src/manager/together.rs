@@ -173,8 +173,8 @@ impl Worker {
         let examined = match (begun.seal.take(), hashed) {
             (Some(cause), _) => Ok(Err(cause)),
             (None, _) if begun.comparison.is_complete() => self.judge(shard, std::mem::take(&mut begun.damaged)),
-            (None, Err(error)) => Err(error.again().into()),
-            (None, Ok(())) => Err(incomplete(shard.statement.device_kind).into()),
+            (None, Err(error)) => Err(error.clone().into()),
+            (None, Ok(())) => Err(incomplete(&*self.device).into()),
         };
         if let (Ok(Ok(_)), false) = (&examined, was_as_sealed) {
             // The second reading did not confirm it.

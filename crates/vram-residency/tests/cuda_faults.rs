@@ -114,6 +114,7 @@ fn work_that_is_silently_not_done_is_no_check_and_no_seal() {
         // Nothing is wrong with the bytes: a second reading says so.
         omit();
         manager.verify_sealed(&shard).unwrap();
+        manager.trail().flush(std::time::Duration::from_secs(60)).unwrap();
         assert!(names(&events(dir.path())).contains(&"MismatchNotConfirmed"));
         assert!(emulator.flip(&memory(1), 100, 3));
         omit();

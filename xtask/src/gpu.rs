@@ -8,6 +8,15 @@ use anyhow::{Context, Result, bail};
 
 pub const HELP: &str = "packs target/gpu-check for a machine with an NVIDIA GPU; --run runs it here";
 
+/// The help of this verb.
+pub const USAGE: &str = "\
+cargo xtask gpu-check [--run]
+
+Builds vram-gpu-check and packs it, with all that it needs, into target/gpu-check, for a machine with an NVIDIA GPU.
+  --run    runs it here too; results go to $OUT, or else to target/gpu-check/results
+
+What the program itself takes (other GPUs, single sections, limits): target/gpu-check/run.sh --help, and docs/gpu-check.md.";
+
 const BINARY: &str = "vram-gpu-check";
 const PTX: [&str; 3] = ["blake3.ptx", "fingerprint.ptx", "probe.ptx"];
 /// What a machine with a driver has: the C library, its loader, and the compiler's unwinder.

@@ -94,10 +94,26 @@ fn help() {
     println!("incremental compilation. Exit codes: 0 good, 1 failed, 2 wrong usage.");
 }
 
+/// What is said of one verb alone; none of those that are explained by the list of all.
+fn help_of(verb: &str) -> Option<String> {
+    let text = match verb {
+        "gpu-check" => gpu::USAGE.to_owned(),
+        "bench" => format!("cargo xtask bench [--save] [--rounds N]\n\n{}", bench::HELP),
+        name => {
+            let step = steps::STEPS.iter().chain([&steps::CEPH, &steps::CANDLE]).find(|step| step.name == name)?;
+            format!("cargo xtask {} {}\n\n{}", step.name, step.args, step.help)
+        }
+    };
+    Some(text)
+}
+
 fn dispatch(mut words: Vec<String>) -> Result<()> {
     let verb = if words.is_empty() { String::from("help") } else { words.remove(0) };
     if words.iter().take_while(|word| *word != "--").any(|word| word == "--help" || word == "-h") {
-        help();
+        match help_of(&verb) {
+            Some(text) => println!("{text}"),
+            None => help(),
+        }
         return Ok(());
     }
     if verb == beside::VERB {
@@ -140,6 +156,16 @@ mod tests {
 
     fn args(words: &[&str]) -> Args {
         Args::parse(words.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn help_for_a_verb_is_about_that_verb() {
+        let told = help_of("gpu-check").unwrap_or_default();
+        assert!(told.starts_with("cargo xtask gpu-check") && told.contains("--run"), "{told}");
+        for step in steps::STEPS {
+            assert!(help_of(step.name).is_some_and(|told| told.contains(step.help) && told.lines().count() < 9));
+        }
+        assert!(help_of("test").is_none() && help_of("no-such-verb").is_none());
     }
 
     #[test]

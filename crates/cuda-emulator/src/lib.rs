@@ -27,7 +27,8 @@
 //!   bytes, memory that is unmapped too early is a violation. Errors of work come at the next call that waits.
 //! * **Events tell the time of a simulated clock**, which follows from bytes and the rates of the [`Plan`], so that slow
 //!   memory can be planned and found without measuring.
-//! * **The ledger** knows every handle and mapping: [`Report`]. A release that a planned fault refused is no leak.
+//! * **The ledger** knows every handle and mapping: [`Report`]. A release that a planned fault refused is no leak, nor
+//!   what is kept because the wait that has to come before was refused.
 //!
 //! # What is not
 //!

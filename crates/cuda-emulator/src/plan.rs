@@ -48,6 +48,18 @@ impl Plan {
         Self { devices: (0..count).map(Device::numbered).collect(), ..Self::default() }
     }
 
+    /// A machine with one GPU that is cut into `count` MIG instances, each named as NVIDIA names them.
+    #[must_use]
+    pub fn with_mig_instances(count: u8) -> Self {
+        let mut plan = Self::with_devices(count);
+        for device in &mut plan.devices {
+            device.name = format!("{} MIG 1g.10gb", device.name);
+            device.mig_of = Some(*b"emulated parent\0");
+            device.pci_bus = 1;
+        }
+        plan
+    }
+
     /// The same with one more fault.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
@@ -64,6 +76,8 @@ pub struct Device {
     pub name: String,
     /// What `cuDeviceGetUuid_v2` says.
     pub uuid: [u8; 16],
+    /// The GPU that it is a MIG instance of, where it is one: what `cuDeviceGetUuid` says.
+    pub mig_of: Option<[u8; 16]>,
     /// Memory in bytes. Only what is touched takes memory of the host.
     pub memory: u64,
     /// Bytes of it that others hold.
@@ -99,6 +113,7 @@ impl Device {
         Self {
             name: format!("Emulated GPU {ordinal}"),
             uuid,
+            mig_of: None,
             memory: 4 << 30,
             taken: 0,
             integrated: false,

@@ -82,7 +82,7 @@ pub struct Live {
     pub made_by: String,
     /// Which call of that name made it, from 1.
     pub nth: u64,
-    /// Somebody asked for its release, and a planned fault or a lost device refused.
+    /// Somebody asked for its release, and a planned fault or a lost device refused; or refused the wait that has to come before.
     pub release_refused: bool,
 }
 

@@ -27,6 +27,9 @@ pub(crate) fn again(cli: &Cli) -> Result<Command> {
     if cli.small {
         command.arg("--small");
     }
+    if cli.writes_under_mps {
+        command.arg("--writes-under-mps");
+    }
     command.stdin(Stdio::null());
     Ok(command)
 }

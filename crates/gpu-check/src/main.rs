@@ -49,6 +49,10 @@ pub(crate) struct Cli {
     /// Seconds that all sections may take together.
     #[arg(long, default_value_t = 480, value_name = "N")]
     budget: u64,
+    /// Makes the writes that the GPU must refuse also where it is shared through MPS: that ends the work of every client of
+    /// MPS on it.
+    #[arg(long)]
+    writes_under_mps: bool,
     /// Only these sections.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 fn command(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vram-gpu-check"));
-    command.arg("--out").arg(out).arg("--disk").arg(out);
+    command.arg("--out").arg(out).arg("--disk").arg(out).env("CUDA_MPS_PIPE_DIRECTORY", "/nowhere");
     command
 }
 
@@ -99,6 +99,27 @@ fn a_section_that_fails_keeps_what_it_said_and_stops_no_other() {
     let kernels = &report["sections"][1];
     assert!(kernels["error"].as_str().unwrap().contains("719"), "{kernels}");
     assert_eq!(kernels["figures"].as_array().unwrap().len(), 3, "the times of compiling");
+}
+
+/// A refused write ends the work of every client of MPS, so where its door is there, that has to be asked for.
+#[test]
+fn nothing_is_written_where_mps_is_unless_that_is_asked_for() {
+    let (out, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let _door = std::os::unix::net::UnixListener::bind(folder.path().join("control")).unwrap();
+    let library = cuda_emulator::library();
+    for asked in [false, true] {
+        let mut command = command(out.path());
+        command.args(["--small", "--only", "writes", "--library"]).arg(&library);
+        command.args(asked.then_some("--writes-under-mps")).env("CUDA_MPS_PIPE_DIRECTORY", folder.path());
+        assert_eq!(command.output().unwrap().status.success(), asked);
+        let section = &report(out.path())["sections"][0];
+        let tried = section["tables"].as_array().is_some_and(|tables| !tables.is_empty());
+        assert_eq!((section["status"] == "ok", tried), (asked, asked), "{section}");
+        if !asked {
+            let why = section["error"].as_str().unwrap();
+            assert!(why.contains("MPS") && why.contains("--writes-under-mps"), "{why}");
+        }
+    }
 }
 
 #[test]

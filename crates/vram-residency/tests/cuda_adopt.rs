@@ -89,6 +89,31 @@ fn several_allocations_behind_each_other_are_one_region_and_a_change_of_either_i
     foreign.ok("cuMemAddressFree", &[range, 2 * GRANULE]);
 }
 
+/// A framework's memory that its mapping makes read-only may be mapped elsewhere as well: where the driver's answers leave that
+/// open, it is called advisory.
+#[test]
+fn memory_of_others_is_called_read_only_only_where_no_descriptor_of_it_can_be_made() {
+    let _emulator = Emulator::lock(Plan::default());
+    let device = gpu::device();
+    let foreign = Foreign::allocate(&[0; 8]);
+    for (handle_types, expected) in [(0, Protection::ReadOnly), (1, Protection::Advisory)] {
+        let at = foreign.get("cuMemAddressReserve", &[GRANULE, 0, 0, 0]);
+        let handle = foreign.map_with(at, handle_types);
+        let read = [1_u32, 0, 1];
+        foreign.ok("cuMemSetAccess", &[at, GRANULE, read.as_ptr() as u64, 1]);
+        // SAFETY: the memory stays, and nobody writes to it, until the region below is dropped.
+        let region = unsafe { device.adopt(at, GRANULE) }.unwrap();
+        assert_eq!(region.protection(), expected, "handle types {handle_types}");
+        assert_eq!(region.check_memory().unwrap().protection, expected);
+        assert!(region.rewrite(0, b"W").is_err(), "whatever it is called, it is not ours to open");
+        drop(region);
+        foreign.ok("cuMemUnmap", &[at, GRANULE]);
+        foreign.ok("cuMemRelease", &[handle]);
+        foreign.ok("cuMemAddressFree", &[at, GRANULE]);
+    }
+    drop((device, foreign));
+}
+
 const GRANULE: u64 = 2 << 20;
 
 /// Memory of `cuMemAlloc`, made with the driver's own calls.
@@ -141,8 +166,12 @@ impl Foreign {
 
     /// A fresh allocation of one granule, mapped there, readable and writable.
     fn map(&self, at: u64) -> u64 {
-        // Pinned, no handle types, on device 0; readable and writable by device 0.
-        let (properties, access) = ([1_u32, 0, 1, 0, 0, 0, 0, 0], [1_u32, 0, 3]);
+        self.map_with(at, 0)
+    }
+
+    fn map_with(&self, at: u64, handle_types: u32) -> u64 {
+        // Pinned, on device 0; readable and writable by device 0.
+        let (properties, access) = ([1_u32, handle_types, 1, 0, 0, 0, 0, 0], [1_u32, 0, 3]);
         let handle = self.get("cuMemCreate", &[GRANULE, properties.as_ptr() as u64, 0]);
         self.ok("cuMemMap", &[at, GRANULE, 0, handle, 0]);
         self.ok("cuMemSetAccess", &[at, GRANULE, access.as_ptr() as u64, 1]);

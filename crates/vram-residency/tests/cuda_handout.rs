@@ -25,7 +25,7 @@ use vram_residency::attest::statement::{Software, Statement};
 use vram_residency::attest::{AttestKey, AttestRequest, Fresh};
 use vram_residency::audit::{AuditTrail, TrailHealth};
 use vram_residency::device::conformance::Pattern;
-use vram_residency::device::{CudaDevice, Export, Protection, WriteTest};
+use vram_residency::device::{CudaDevice, Export, Protection, Tested};
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::policy::Violation;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
@@ -105,6 +105,41 @@ fn a_descriptor_that_a_program_takes_itself_counts_as_much() {
     drop(manager.hand_out(&shard, 1, 1).unwrap());
     drop((shard, manager));
     assert_eq!(count(&events(dir.path()), "ProtectionLowered"), 1);
+}
+
+/// A program that makes a region itself, and takes a descriptor of it before it has it sealed.
+#[test]
+fn a_region_whose_descriptor_was_taken_before_is_sealed_as_advisory() {
+    for strict in [false, true] {
+        let _emulator = Emulator::lock(Plan::default());
+        let dir = disk_dir();
+        let device = Arc::new(gpu::device());
+        let mut policy = Policy::default();
+        policy.require_read_only = strict;
+        let manager = VramManager::new(ManagerOptions {
+            worker_id: support::WORKER.into(),
+            device: Arc::clone(&device) as _,
+            key: support::key(),
+            trail: AuditTrail::open_with(dir.path(), small_log()).unwrap(),
+            policy,
+        })
+        .unwrap();
+        let (kept, _) = gpu::region(&device, b"weights", 0).unwrap();
+        let shard = manager.seal_region(id("kept"), "model", kept).unwrap();
+        assert_eq!((shard.protection(), shard.writable_since_ns()), (Protection::ReadOnly, None));
+
+        let (region, _) = gpu::region(&device, b"weights", 0).unwrap();
+        drop(region.export().unwrap());
+        let sealed = manager.seal_region(id("shown"), "model", region);
+        if strict {
+            assert!(matches!(sealed, Err(Error::Policy { .. })), "{sealed:?}");
+            continue;
+        }
+        let sealed = sealed.unwrap();
+        assert_eq!((sealed.protection(), sealed.sealed_protection()), (Protection::Advisory, Protection::Advisory));
+        assert!(sealed.writable_since_ns().is_some());
+        manager.verify_sealed(&sealed).unwrap();
+    }
 }
 
 #[test]
@@ -301,7 +336,7 @@ fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
     let disk = Moody::default();
     let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
     let mut options = gpu::options();
-    options.write_test = WriteTest::default();
+    options.write_test = Tested::default();
     let manager = VramManager::new(ManagerOptions {
         worker_id: support::WORKER.into(),
         device: Arc::new(CudaDevice::open(&options).unwrap()),

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use vram_residency::device::conformance::{self, Pattern};
-use vram_residency::device::{CudaDevice, CudaOptions, Device, HashVariant, WriteTest};
+use vram_residency::device::{CudaDevice, CudaOptions, Device, HashVariant, Tested, WriteTest};
 use vram_residency::digest::{BLOCK_BYTES, BlockValue, block_count};
 use vram_residency::fingerprint::{FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 
@@ -21,13 +21,13 @@ fn child_that_writes() {
     println!("\n{}", WriteTest::here(None, 0).to_line());
 }
 
-fn write_test() -> WriteTest {
+fn write_test() -> Tested {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "child_that_writes", "--ignored", "--nocapture"]);
     WriteTest::in_child(&mut child, Duration::from_secs(60))
 }
 
-fn open(variant: HashVariant, write_test: WriteTest) -> Option<CudaDevice> {
+fn open(variant: HashVariant, write_test: Tested) -> Option<CudaDevice> {
     let mut options = CudaOptions::default();
     options.variant = Some(variant);
     options.write_test = write_test;
@@ -55,7 +55,7 @@ fn a_real_gpu_passes_the_suite_of_every_device() {
 /// Also of more than 128 MiB, whose tiles are one block of BLAKE3, and of more than the 4 GiB that are in the buffer at one time.
 #[test]
 fn fingerprints_of_a_real_gpu_are_those_of_the_definition() {
-    let Some(device) = open(HashVariant::Plain, WriteTest::default()) else { return };
+    let Some(device) = open(HashVariant::Plain, Tested::default()) else { return };
     let mut keys = [0; KEYS_BYTES];
     let key = FingerprintKey::from_secret([0x5c; 32]);
     key.expand(&mut keys);

@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use support::{WORKER, disk_dir, events, host, id, key, small_log};
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{
-    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
-    StagedRegion,
+    Capacity, Device, DeviceError, DeviceInfo, Export, Fill, HostDevice, Protection, Region, Residency, StagedRegion,
 };
 use vram_residency::digest::BlockValue;
 use vram_residency::{Error, ManagerOptions, Policy, SealedShard, ShardState, VramManager};
@@ -30,7 +29,11 @@ impl Plan {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
         if left == 0 || (left < 0 && self.for_ever) {
             let source = io::Error::from_raw_os_error(libc::EIO);
-            return Err(DeviceError::System { device: DeviceKind::Host, step: "do what was planned", source });
+            return Err(DeviceError::System {
+                device: "host".into(),
+                step: "do what was planned",
+                source: source.into(),
+            });
         }
         Ok(())
     }

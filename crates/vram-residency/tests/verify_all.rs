@@ -11,17 +11,22 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use support::{disk_dir, events, host, id, manager, manager_with, small_log};
 use vram_residency::audit::AuditTrail;
-use vram_residency::digest::BLOCK_BYTES;
+use vram_residency::device::{
+    Capacity, Device, DeviceError, DeviceInfo, Export, Fill, HostDevice, HostOptions, Protection, Region, Residency,
+    StagedRegion,
+};
+use vram_residency::digest::{BLOCK_BYTES, BlockValue};
 use vram_residency::model::Source;
 use vram_residency::policy::OnFailure;
 use vram_residency::scrub::{ScrubOptions, Scrubber};
-use vram_residency::{Error, Policy, SealedShard, ShardState, Verified, VerifyFailure, VramManager};
+use vram_residency::{Error, ManagerOptions, Policy, SealedShard, ShardState, Verified, VerifyFailure, VramManager};
 
 /// Longer than anything takes on a busy machine.
 const WAIT: Duration = Duration::from_secs(120);
@@ -239,4 +244,100 @@ fn shards_that_were_told_of_are_unsealed_and_released_while_another_is_repaired(
         drop(go);
         assert_eq!(verifying.join().unwrap(), [(id("s1"), ShardState::Verified)]);
     });
+}
+
+/// A device that hashes together, and whose bytes are read a second time when the test says so.
+#[derive(Debug)]
+struct Pausing<T> {
+    inner: T,
+    pause: Arc<Pause>,
+}
+
+#[derive(Debug)]
+struct Pause {
+    armed: AtomicBool,
+    asked: Mutex<mpsc::Sender<()>>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Device for Pausing<HostDevice> {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+    fn hashes_together(&self) -> bool {
+        true
+    }
+    fn allocate(&self, bytes: u64, lead: u8) -> Result<Box<dyn StagedRegion>, DeviceError> {
+        Ok(Box::new(Pausing { inner: self.inner.allocate(bytes, lead)?, pause: Arc::clone(&self.pause) }))
+    }
+}
+
+impl StagedRegion for Pausing<Box<dyn StagedRegion>> {
+    fn fill(&mut self, source: &dyn Fill, values: &mut [BlockValue]) -> Result<(), DeviceError> {
+        self.inner.fill(source, values)
+    }
+    fn protect(self: Box<Self>) -> Result<Box<dyn Region>, DeviceError> {
+        Ok(Box::new(Pausing { inner: self.inner.protect()?, pause: self.pause }))
+    }
+}
+
+impl Region for Pausing<Box<dyn Region>> {
+    fn bytes(&self) -> u64 {
+        self.inner.bytes()
+    }
+    fn residency(&self) -> Residency {
+        self.inner.residency()
+    }
+    fn protection(&self) -> Protection {
+        self.inner.protection()
+    }
+    fn hash_blocks(&self, first: u64, values: &mut [BlockValue]) -> Result<(), DeviceError> {
+        self.inner.hash_blocks(first, values)
+    }
+    fn view(&self, range: Range<u64>, look: &mut dyn FnMut(&[u8])) -> Result<(), DeviceError> {
+        if self.pause.armed.swap(false, Ordering::AcqRel) {
+            let _ = self.pause.asked.lock().unwrap().send(());
+            let _ = self.pause.go.lock().unwrap().recv_timeout(WAIT);
+        }
+        self.inner.view(range, look)
+    }
+    fn rewrite(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.inner.rewrite(offset, bytes)
+    }
+    fn export(&self) -> Result<Export, DeviceError> {
+        self.inner.export()
+    }
+}
+
+/// Of a sweep, a shard that is as sealed is free for others as soon as that is known, and not after the damage of another was
+/// read again.
+#[test]
+fn a_shard_of_a_sweep_is_free_as_soon_as_it_is_judged() {
+    let dir = disk_dir();
+    let ((asked, is_asked), (go, may_go)) = (mpsc::channel(), mpsc::channel());
+    let pause = Pause { armed: AtomicBool::new(false), asked: Mutex::new(asked), go: Mutex::new(may_go) };
+    let pause = Arc::new(pause);
+    let mut options = HostOptions::default();
+    options.capacity_bytes = Some(64 << 20);
+    let device = Pausing { inner: HostDevice::open(options).unwrap(), pause: Arc::clone(&pause) };
+    let trail = AuditTrail::open_with(dir.path(), small_log()).unwrap();
+    let worker_id = support::WORKER.into();
+    let (device, key, policy) = (Arc::new(device), support::key(), Policy::default());
+    let manager = Arc::new(VramManager::new(ManagerOptions { worker_id, device, key, trail, policy }).unwrap());
+    let shards = seal(&manager, 4);
+    manager.inject_fault(&shards[1], 1, 7).unwrap();
+    pause.armed.store(true, Ordering::Release);
+    let (sweeping, swept) = (Arc::clone(&manager), shards.clone());
+    let sweep = std::thread::spawn(move || outcomes(&swept, |shards, told| sweeping.verify_all(shards, told)));
+    is_asked.recv_timeout(WAIT).expect("the damage is read again");
+    let (end, ended) = mpsc::channel();
+    let (verifying, shard) = (Arc::clone(&manager), shards[3].clone());
+    std::thread::spawn(move || end.send(verifying.verify_sealed(&shard).is_ok()));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true), "nobody waits for the damage of another");
+    go.send(()).unwrap();
+    let found = sweep.join().unwrap();
+    assert_eq!(found.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true]);
 }

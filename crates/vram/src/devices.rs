@@ -58,7 +58,7 @@ fn automatic(write_test: bool) -> Chosen {
     };
     if let Some(gpu) = survey.roomiest() {
         let free = gpu.free_bytes.as_ref().copied().unwrap_or(0);
-        let note = format!("device: cuda:{} ({}, {} free)", gpu.ordinal, gpu.name, size(free));
+        let note = format!("device: cuda:{} ({}{}, {} free)", gpu.ordinal, gpu.name, gpu.mig, size(free));
         return Chosen { gpus: vec![(gpu.ordinal, Pending::begin(gpu.ordinal, write_test))], note: Some(note) };
     }
     host(match survey.devices.first().map(|gpu| (&gpu.free_bytes, gpu.ordinal)) {
@@ -84,8 +84,8 @@ impl Chosen {
             options.capacity_bytes = host.capacity.map(|capacity| capacity.0);
             options.threads = host.threads.map(usize::from);
             let device = CudaDevice::open(&options)?;
-            if !options.write_test.is_refused() {
-                let (name, why) = (device.name(), &options.write_test);
+            if !device.facts().write_test.is_refused() {
+                let (name, why) = (device.name(), &device.facts().write_test);
                 out.warn(format_args!("warning: what is sealed on {name} is protected in an advisory way only: {why}"));
             }
             Ok(Arc::new(device))

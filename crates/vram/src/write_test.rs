@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
-use vram_residency::device::{WriteTest, disable_kernel_cache};
+use vram_residency::device::{Tested, WriteTest, disable_kernel_cache};
 
 use crate::exit::Failure;
 
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A test that is being made beside other work.
 #[derive(Debug)]
-pub(crate) struct Pending(Result<JoinHandle<WriteTest>, WriteTest>);
+pub(crate) struct Pending(Result<JoinHandle<Tested>, WriteTest>);
 
 impl Pending {
     /// Begins the test of a GPU; where it is not wanted, that is its outcome.
@@ -34,15 +34,15 @@ impl Pending {
     }
 
     /// Waits for what came of it.
-    pub(crate) fn outcome(self) -> WriteTest {
+    pub(crate) fn outcome(self) -> Tested {
         match self.0 {
-            Ok(thread) => thread.join().unwrap_or_else(|_| WriteTest::NotRun("it failed; report this".into())),
-            Err(outcome) => outcome,
+            Ok(thread) => thread.join().unwrap_or_else(|_| WriteTest::NotRun("it failed; report this".into()).into()),
+            Err(outcome) => outcome.into(),
         }
     }
 }
 
-fn test(ordinal: u32) -> WriteTest {
+fn test(ordinal: u32) -> Tested {
     // This very program, also where its file has been replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("vram").args([COMMAND, &ordinal.to_string()]);

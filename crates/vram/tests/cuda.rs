@@ -32,9 +32,27 @@ fn a_file_is_sealed_on_a_gpu_and_everything_is_given_back() {
     assert_eq!((&opened["write_test"], &shard["write_test"]), (&json!("refused"), &json!("refused")));
     assert!(text(&opened["write_test_detail"]).contains("700"), "{opened}");
     assert_eq!((&opened["driver"], &opened["name"]), (&json!("12.2"), &json!("Emulated GPU 0")));
+    assert_eq!((&opened["mig"], opened.get("mig_of")), (&json!("no"), None));
     assert_eq!(home.driver_report().complaint(), None);
     let verified = home.run(["audit", "verify"]);
     assert_eq!(verified.code, 0, "{verified:?}");
+}
+
+/// What is sealed names the instance; of which GPU that is, the record and the doctor say.
+#[test]
+fn weights_on_a_mig_instance_are_sealed_under_the_instances_uuid() {
+    let mut plan = Plan::with_mig_instances(2);
+    plan.devices[1].uuid = [0x1b; 16];
+    plan.devices[1].mig_of = Some([0x2a; 16]);
+    let spelled = |digit: &str| [8, 4, 4, 4, 12].map(|count| digit.repeat(count / 2)).join("-");
+    let home = Home::with_gpus(&plan);
+    let report = home.json(["seal", &model(&home), "--device", "cuda:1", "--require-read-only"]);
+    let shard = &report["shards"][0];
+    assert_eq!((&shard["device_uuid"], &shard["protection"]), (&json!(spelled("1b")), &json!("read-only")));
+    let opened = &events(&home.audit())[0];
+    assert_eq!((&opened["mig"], &opened["mig_of"]), (&json!("of"), &json!(spelled("2a"))), "{opened}");
+    let doctor = home.run(["doctor"]);
+    assert!(doctor.stdout.contains(&format!("a MIG instance of the GPU {}", spelled("2a"))), "{doctor:?}");
 }
 
 #[test]

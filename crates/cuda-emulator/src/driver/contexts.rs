@@ -116,6 +116,8 @@ driver_calls! {
                 let _: super::Answer = state.drain(stream);
             }
             state.destroy_context(index);
+            // Nothing of it is under way any more, whoever could not wait for it.
+            state.refused.retain(|(call, _)| *call != super::WAIT);
             state.contexts.remove(&handle);
             state.gone.insert((Kind::Context, handle));
             state.devices[index].context = None;

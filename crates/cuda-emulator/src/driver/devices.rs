@@ -60,7 +60,14 @@ driver_calls! {
         fill(name, usize::try_from(room).unwrap_or(0), &state.plan.devices[index].name)
     }
 
-    /// A device's UUID.
+    /// The UUID of a whole GPU: of the one that a MIG instance is of.
+    fn cuDeviceGetUuid(state, uuid: Out<[u8; 16]>, device: i32) {
+        let index = state.ordinal(device)?;
+        let plan = &state.plan.devices[index];
+        uuid.set(plan.mig_of.unwrap_or(plan.uuid))
+    }
+
+    /// A device's UUID: its own, where it is a MIG instance.
     fn cuDeviceGetUuid_v2(state, uuid: Out<[u8; 16]>, device: i32) {
         let index = state.ordinal(device)?;
         uuid.set(state.plan.devices[index].uuid)

@@ -19,6 +19,7 @@ const ALWAYS: &[&str] = &[
     "cuCtxSetCurrent",
     "cuCtxGetCurrent",
     "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxGetState",
 ];
 
 /// A fault and the number of calls seen when it was set.

@@ -77,10 +77,18 @@ pub(crate) struct State {
     graph_execs: BTreeMap<u64, (Origin, Graph)>,
     /// Handles that were released, and what they were.
     gone: HashSet<(Kind, u64)>,
-    /// Releases that a fault or a dead device refused: call and handle.
+    /// Releases, and waits for streams, that a fault or a dead device refused: call and handle.
     refused: HashSet<(&'static str, u64)>,
     report: Report,
     current: (&'static str, u64),
+}
+
+/// The wait that has to come before what a stream's work uses is given back.
+pub(crate) const WAIT: &str = "cuStreamSynchronize";
+
+/// Whether a wait that answers so says nothing of the work. After the others nothing runs any more.
+fn leaves_work(code: u32) -> bool {
+    !matches!(code, 214 | 220 | 226 | 700..=719 | 810)
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -108,7 +116,11 @@ pub(crate) fn call(name: &'static str, releases: Option<u64>, work: impl FnOnce(
         None => work(state),
     };
     if let (Some(handle), Err(code)) = (releases, answer)
-        && (planned.is_some() || state.devices.iter().any(|device| device.dead == Some(code)))
+        && if name == WAIT {
+            leaves_work(code)
+        } else {
+            planned.is_some() || state.devices.iter().any(|device| device.dead == Some(code))
+        }
     {
         state.refused.insert((name, handle));
     }
@@ -207,7 +219,8 @@ impl State {
     /// The ledger as it stands.
     pub(crate) fn ledger(&self) -> Report {
         let mut report = self.report.clone();
-        let refused = |call: &'static str, handle: u64| self.refused.contains(&(call, handle));
+        let waits = self.refused.iter().any(|(call, _)| *call == WAIT);
+        let refused = |call: &'static str, handle: u64| waits || self.refused.contains(&(call, handle));
         for (index, device) in self.devices.iter().enumerate() {
             if let Some((handle, origin)) = device.context.and_then(|handle| self.contexts.get_key_value(&handle)) {
                 let gone = refused("cuDevicePrimaryCtxRelease_v2", index as u64);
@@ -228,7 +241,7 @@ impl State {
             }
         }
         let held = |start: u64, bytes: u64| {
-            self.refused.iter().any(|&(call, at)| call == "cuMemUnmap" && at >= start && at - start < bytes)
+            waits || self.refused.iter().any(|&(call, at)| call == "cuMemUnmap" && at >= start && at - start < bytes)
         };
         for (&start, mapping) in &self.space.mappings {
             let piece = &self.space.pieces[&mapping.piece];
@@ -264,7 +277,8 @@ impl State {
     fn live_in_contexts(&self, device: Option<usize>) -> Vec<Live> {
         let mut live = Vec::new();
         let wanted = |at: usize| device.is_none_or(|device| device == at);
-        let refused = |call: &'static str, handle: u64| self.refused.contains(&(call, handle));
+        let waits = self.refused.iter().any(|(call, _)| *call == WAIT);
+        let refused = |call: &'static str, handle: u64| waits || self.refused.contains(&(call, handle));
         for (&handle, stream) in self.streams.iter().filter(|(_, stream)| !stream.default && !stream.ended) {
             if wanted(stream.origin.device) {
                 live.push(stream.origin.live(Kind::Stream, handle, 0, refused("cuStreamDestroy_v2", handle)));

@@ -49,10 +49,27 @@ pub(crate) enum Place {
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
     Launch(Box<Launch>),
-    Copy { to: Place, from: Place, bytes: u64, by: &'static str },
-    Set { to: u64, value: u8, bytes: u64, by: &'static str },
-    Record { event: u64, number: u64 },
-    Wait { event: u64, number: u64 },
+    Copy {
+        to: Place,
+        from: Place,
+        bytes: u64,
+        by: &'static str,
+    },
+    /// The value again and again, cut where the bytes end.
+    Set {
+        to: u64,
+        value: [u8; 4],
+        bytes: u64,
+        by: &'static str,
+    },
+    Record {
+        event: u64,
+        number: u64,
+    },
+    Wait {
+        event: u64,
+        number: u64,
+    },
 }
 
 impl Stream {
@@ -222,10 +239,18 @@ impl State {
         Ok(self.plan.operation_us + bytes as f64 / rate / 1e6)
     }
 
-    fn run_set(&mut self, device: usize, to: u64, value: u8, bytes: u64, by: &str) -> Result<f64, u32> {
+    fn run_set(&mut self, device: usize, to: u64, value: [u8; 4], bytes: u64, by: &str) -> Result<f64, u32> {
+        let mut values = value.iter().cycle();
         for (start, length) in self.reach(device, to, bytes, true, by)? {
-            // SAFETY: resolved to that many bytes just now.
-            unsafe { start.write_bytes(value, length) };
+            if value == [value[0]; 4] {
+                // SAFETY: resolved to that many bytes just now.
+                unsafe { start.write_bytes(value[0], length) };
+                continue;
+            }
+            for (at, value) in (0..length).zip(&mut values) {
+                // SAFETY: as above.
+                unsafe { start.add(at).write(*value) };
+            }
         }
         Ok(self.plan.operation_us + bytes as f64 / self.plan.memory_tb_s / 1e6)
     }

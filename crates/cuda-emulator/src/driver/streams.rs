@@ -3,7 +3,7 @@
 use super::abi::{Out, code};
 use super::calls::driver_calls;
 use super::queue::{Event, Stream, Work};
-use super::{Answer, State};
+use super::{Answer, State, WAIT};
 use crate::report::Kind;
 
 impl State {
@@ -46,10 +46,12 @@ driver_calls! {
         Ok(())
     }
 
-    /// Waits until all work of a stream is done.
-    fn cuStreamSynchronize(state, stream: u64) {
+    /// Waits until all work of a stream is done. Where that was refused, nothing may be given back before it is waited for.
+    fn cuStreamSynchronize(state, stream: u64) release(stream) {
         let handle = state.stream(stream)?;
-        if state.streams[&handle].default { state.drain_default(handle) } else { state.drain(handle) }
+        if state.streams[&handle].default { state.drain_default(handle)? } else { state.drain(handle)? }
+        state.refused.remove(&(WAIT, stream));
+        Ok(())
     }
 
     /// Whether all work of a stream is done. Some is done for each question.

@@ -97,7 +97,7 @@ impl State {
         if self.space.mapping(address).is_some() { Place::Known(address) } else { Place::Host(address) }
     }
 
-    fn set_later(&mut self, to: u64, value: u8, bytes: usize, stream: u64) -> Answer {
+    fn set_later(&mut self, to: u64, value: [u8; 4], bytes: usize, stream: u64) -> Answer {
         let device = self.device()?;
         let stream = self.stream(stream)?;
         let (bytes, by) = (bytes as u64, self.current.0);
@@ -215,11 +215,19 @@ driver_calls! {
 
     /// Fills memory of the device.
     fn cuMemsetD8_v2(state, to: u64, value: u8, bytes: usize) {
-        state.set_later(to, value, bytes, 0)
+        state.set_later(to, [value; 4], bytes, 0)
     }
 
     /// Fills memory of the device, in a stream.
     fn cuMemsetD8Async(state, to: u64, value: u8, bytes: usize, stream: u64) {
-        state.set_later(to, value, bytes, stream)
+        state.set_later(to, [value; 4], bytes, stream)
+    }
+
+    /// Fills memory of the device with words, in a stream.
+    fn cuMemsetD32Async(state, to: u64, value: u32, words: usize, stream: u64) {
+        if !to.is_multiple_of(4) {
+            return Err(code::INVALID_VALUE);
+        }
+        state.set_later(to, value.to_le_bytes(), words.saturating_mul(4), stream)
     }
 }

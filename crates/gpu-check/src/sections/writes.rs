@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::{Value, json};
-use vram_residency::device::cuda_measure::{Attempt, Gpu, Kernels, Memory, MemoryKind, Tried, answer_of};
+use vram_residency::device::cuda_measure::{Attempt, Gpu, Kernels, Memory, MemoryKind, Tried, answer_of, shared_by};
 
 use super::Bench;
 use crate::Cli;
@@ -40,7 +40,14 @@ const BEFORE: [u8; 8] = [0x5a; 8];
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let is_shared =
         bench.facts.attributes.iter().any(|(name, value)| *name == "mps" && value.is_some_and(|on| on != 0));
-    ensure!(!is_shared, "this GPU is shared through MPS, where a refused write ends the work of other processes too");
+    if !bench.cli.writes_under_mps {
+        let remedy = "end MPS, or take --writes-under-mps where nobody else is on this GPU";
+        let why = format!("shared through MPS, where a refused write ends the work of other processes too; {remedy}");
+        ensure!(!is_shared, "the driver says that this GPU is {why}");
+        if let Some(control) = shared_by() {
+            bail!("{} is there, so this GPU may be {why}", control.display());
+        }
+    }
     // Each row as soon as it is known.
     let say = |title: &str, row| bench.sink.table(title, &COLUMNS, vec![row]);
     let (mut tried, mut died, mut known, mut changed) = (0, 0, 0, 0);

@@ -33,7 +33,7 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// 128 bits that name one device for as long as it exists.
+/// 128 bits that name one device for as long as it exists: of a MIG instance, the instance and not its GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeviceUuid(pub [u8; 16]);
 
@@ -52,6 +52,40 @@ impl fmt::Display for DeviceUuid {
 impl serde::Serialize for DeviceUuid {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// As it is printed.
+impl<'de> serde::Deserialize<'de> for DeviceUuid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+        crate::attest::uuid(&text).ok_or_else(|| serde::de::Error::custom("this is no UUID"))
+    }
+}
+
+/// Whether a device is a whole GPU, or an instance of one (MIG): so much of its memory and processors, with a UUID of its own.
+///
+/// As JSON: `mig` (`no`, `of` or `by-name`) and, with `of`, `mig_of`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "mig", content = "mig_of", rename_all = "kebab-case")]
+#[expect(clippy::exhaustive_enums, reason = "it is or it is not")]
+pub enum Mig {
+    /// Nothing says so.
+    No,
+    /// It is an instance of this GPU: the driver states another UUID for the GPU than for the device.
+    Of(DeviceUuid),
+    /// It is called one; of which GPU the driver does not state.
+    ByName,
+}
+
+/// The end of a sentence, after a comma; nothing for a whole GPU.
+impl fmt::Display for Mig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::No => Ok(()),
+            Self::Of(gpu) => write!(f, ", a MIG instance of the GPU {gpu}"),
+            Self::ByName => f.write_str(", by its name a MIG instance"),
+        }
     }
 }
 

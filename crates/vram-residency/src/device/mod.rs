@@ -17,6 +17,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::attest::statement::Driver;
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
@@ -35,18 +37,20 @@ mod together;
 #[cfg(feature = "gpu-check")]
 pub use cuda::measure as cuda_measure;
 pub use cuda::{
-    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Version, WriteTest,
-    disable_kernel_cache,
+    CudaDevice, CudaError, CudaFacts, CudaOptions, HashVariant, MINIMUM_DRIVER, Survey, Surveyed, Tested, Version,
+    Which, WriteTest, disable_kernel_cache,
 };
 pub(crate) use cuda::{ImportedRegion, Importer, Offered};
 pub use facts::{
-    Capacity, DeviceInfo, DeviceKind, DeviceUuid, Foreign, MemoryCheck, Protection, Residency, SuspectedPaged,
+    Capacity, DeviceInfo, DeviceKind, DeviceUuid, Foreign, MemoryCheck, Mig, Protection, Residency, SuspectedPaged,
 };
 pub use host::{HostDevice, HostOptions, HugePages, Locking, MemoryFacts};
 use together::one_by_one;
 
 /// A device could not do it.
-#[derive(Debug, thiserror::Error)]
+///
+/// A device is named as [`Device::name`] does: `host`, `cuda:0`.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// The region does not fit beside what is already reserved.
@@ -56,7 +60,7 @@ pub enum DeviceError {
     )]
     InsufficientMemory {
         /// The device that was asked.
-        device: DeviceKind,
+        device: Box<str>,
         /// Bytes that the region needs, in whole pages.
         needed_bytes: u64,
         /// Bytes that were free.
@@ -71,11 +75,11 @@ pub enum DeviceError {
     #[error("{device} could not {step}: {source}; `vram doctor` shows what this machine lacks")]
     System {
         /// The device that was asked.
-        device: DeviceKind,
+        device: Box<str>,
         /// What was being done.
         step: &'static str,
         /// What the system answered.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The source of the bytes failed while the region was filled; nothing of it stays resident.
     #[error("reading the model at byte {offset} failed: {source}; nothing of it stays resident")]
@@ -83,13 +87,13 @@ pub enum DeviceError {
         /// Where in the region.
         offset: u64,
         /// What the source answered.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Two ways of reading one block disagree, time and again.
     #[error("{device} gives two answers about block {block}; restart, and replace the device if it happens again")]
     Inconsistent {
         /// The device that was asked.
-        device: DeviceKind,
+        device: Box<str>,
         /// The block.
         block: u64,
     },
@@ -100,7 +104,7 @@ pub enum DeviceError {
     )]
     Unexportable {
         /// The device that was asked.
-        device: DeviceKind,
+        device: Box<str>,
     },
     /// A thread that worked on the region panicked, in code of the caller's.
     #[error("a thread failed while it worked on a region, which is not used further; report this defect")]
@@ -295,6 +299,14 @@ pub trait Region: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`DeviceError::System`] where this memory cannot be exported, or the system refuses.
     fn export(&self) -> Result<Export, DeviceError>;
+
+    /// For how long somebody else may have been able to write to its memory, because a descriptor that allows that was taken with
+    /// [`Region::export`], whatever became of it. None where none was.
+    ///
+    /// It is asked when the region is sealed: what is then handed out of the shard is known without it.
+    fn exported_for(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What another process needs to map a region.

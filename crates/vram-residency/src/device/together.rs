@@ -1,6 +1,4 @@
-//! Several regions at once: how a device without a way of its own does it, and what each is told when that fails.
-
-use std::io;
+//! Several regions at once: how a device without a way of its own does it.
 
 use super::{DeviceError, Region};
 use crate::digest::{BlockValue, block_count};
@@ -25,33 +23,4 @@ pub(super) fn one_by_one<'a>(
         }
     }
     Ok(())
-}
-
-impl DeviceError {
-    /// The same for another of several regions that it is about.
-    pub(crate) fn again(&self) -> Self {
-        let repeated = |source: &io::Error| match source.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(source.kind(), source.to_string()),
-        };
-        match self {
-            Self::InsufficientMemory { device, needed_bytes, available_bytes, total_bytes } => {
-                Self::InsufficientMemory {
-                    device: *device,
-                    needed_bytes: *needed_bytes,
-                    available_bytes: *available_bytes,
-                    total_bytes: *total_bytes,
-                }
-            }
-            Self::Cuda(error) => Self::Cuda(error.clone()),
-            Self::System { device, step, source } => Self::System { device: *device, step, source: repeated(source) },
-            Self::Source { offset, source } => Self::Source { offset: *offset, source: repeated(source) },
-            Self::Inconsistent { device, block } => Self::Inconsistent { device: *device, block: *block },
-            Self::Unexportable { device } => Self::Unexportable { device: *device },
-            Self::WorkerPanicked => Self::WorkerPanicked,
-            Self::OutOfRange { offset, end, region_bytes } => {
-                Self::OutOfRange { offset: *offset, end: *end, region_bytes: *region_bytes }
-            }
-        }
-    }
 }

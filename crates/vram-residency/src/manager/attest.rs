@@ -244,7 +244,7 @@ mod lock_until_recorded {
     use super::*;
     use crate::attest::statement::Software;
     use crate::audit::AuditTrail;
-    use crate::device::{CudaDevice, CudaOptions, HashVariant, Protection, WriteTest};
+    use crate::device::{CudaDevice, CudaOptions, DeviceUuid, HashVariant, Protection, Tested, WriteTest};
     use crate::manager::Worker;
     use crate::policy::Policy;
     use crate::seal::SealKey;
@@ -316,7 +316,8 @@ mod lock_until_recorded {
         let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(Witness::default()));
         let mut gpu = CudaOptions::default();
         (gpu.library, gpu.variant) = (Some(cuda_emulator::library()), Some(HashVariant::Plain));
-        gpu.write_test = WriteTest::Refused("as the emulated GPU does".into());
+        let device = Some(DeviceUuid(Plan::default().devices[0].uuid));
+        gpu.write_test = Tested { device, outcome: WriteTest::Refused("as the emulated GPU does".into()) };
         let log = Options { clock: Arc::clone(&witness) as _, segment_bytes: 64 << 10, ..Options::default() };
         let manager = VramManager::new(ManagerOptions {
             worker_id: "worker".into(),

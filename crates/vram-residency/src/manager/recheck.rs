@@ -235,25 +235,24 @@ impl Worker {
         let mut passes = 0_u64;
         while self.draw(&spares, region, &mut passes)? {
             if cancelled.is_some_and(|cancelled| cancelled()) {
-                let source = std::io::Error::other("it was asked to stop");
+                let source = std::io::Error::other("it was asked to stop").into();
                 return Err(DeviceError::Source { offset: region.bytes(), source }.into());
             }
         }
         if !spares.has_drawn() {
             return Ok(spares);
         }
-        let device = self.device.info().kind;
         let (mut comparison, mut changed) = (Comparison::new(values), None);
         self.device.hash_regions(&[region], &mut |_, first, values| {
             comparison.compare(first, values, &mut |block, _| changed = changed.or(Some(block)));
         })?;
         match changed {
-            Some(block) => Err(DeviceError::Inconsistent { device, block }.into()),
+            Some(block) => Err(DeviceError::Inconsistent { device: self.device.name().into(), block }.into()),
             None if comparison.is_complete() => {
                 spares.vouch();
                 Ok(spares)
             }
-            None => Err(incomplete(device).into()),
+            None => Err(incomplete(&*self.device).into()),
         }
     }
 
@@ -267,7 +266,8 @@ impl Worker {
         });
         drawn.map_err(|error| match error {
             NotDrawn::Random(source) => {
-                DeviceError::System { device: self.device.info().kind, step: "draw a key", source }.into()
+                let device = self.device.name().into();
+                DeviceError::System { device, step: "draw a key", source: source.into() }.into()
             }
             NotDrawn::Taken(error) => error.into(),
         })

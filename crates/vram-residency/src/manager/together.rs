@@ -41,7 +41,8 @@ struct Begun<'a> {
     damaged: Vec<(u64, BlockValue)>,
     /// Where it stood before a first reading found damage.
     stood: ShardState,
-    _alone: MutexGuard<'a, ()>,
+    /// Until it is judged.
+    alone: Option<MutexGuard<'a, ()>>,
 }
 
 impl Begun<'_> {
@@ -128,11 +129,11 @@ impl Worker {
         shard: &'a SealedShard,
         alone: Result<MutexGuard<'a, ()>, Error>,
     ) -> Result<Begun<'a>, Error> {
-        let (shard, _alone) = (&*shard.inner, alone?);
+        let (shard, alone) = (&*shard.inner, Some(alone?));
         self.may_be_checked(shard)?;
         let (region, seal, stood) = (shard.region()?, self.examine_seal(shard).err(), shard.state());
         let (comparison, damaged) = (Comparison::new(&shard.values), Vec::new());
-        Ok(Begun { place, shard, region, seal, comparison, damaged, stood, _alone })
+        Ok(Begun { place, shard, region, seal, comparison, damaged, stood, alone })
     }
 
     /// Hashes all of them, then says of each what came of it.
@@ -149,11 +150,12 @@ impl Worker {
             }
         });
         let duration = self.trail.monotonic().saturating_sub(started);
-        // Those that are as sealed first: nobody waits for the damage of others.
+        // Those that are as sealed first, and each is free for others as soon as it is judged: nobody waits for the damage of others.
         for as_sealed in [true, false] {
             for begun in begun.iter_mut() {
                 if begun.is_as_sealed() == as_sealed {
                     outcomes.push((begun.place, self.settle(begun, &hashed, started, duration)));
+                    begun.alone = None;
                 }
             }
         }
@@ -173,8 +175,8 @@ impl Worker {
         let examined = match (begun.seal.take(), hashed) {
             (Some(cause), _) => Ok(Err(cause)),
             (None, _) if begun.comparison.is_complete() => self.judge(shard, std::mem::take(&mut begun.damaged)),
-            (None, Err(error)) => Err(error.again().into()),
-            (None, Ok(())) => Err(incomplete(shard.statement.device_kind).into()),
+            (None, Err(error)) => Err(error.clone().into()),
+            (None, Ok(())) => Err(incomplete(&*self.device).into()),
         };
         if let (Ok(Ok(_)), false) = (&examined, was_as_sealed) {
             // The second reading did not confirm it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, Text};
 use crate::damage::{DamageKind, Fault, TensorsInBlock};
-use crate::device::{DeviceError, DeviceKind, Region, SuspectedPaged};
+use crate::device::{Device, DeviceError, Region, SuspectedPaged};
 use crate::digest::{BlockValue, Digest, block_count, block_range, block_value, merge};
 use crate::error::{Error, VerifyFailure};
 use crate::freshness::nanoseconds;
@@ -213,7 +213,7 @@ impl Worker {
         let mut comparison = Comparison::new(&shard.values);
         let found = &mut |_, first, values: &[BlockValue]| comparison.compare(first, values, damaged);
         self.device.hash_regions(&[shard.region()?], found)?;
-        if comparison.is_complete() { Ok(()) } else { Err(incomplete(shard.statement.device_kind).into()) }
+        if comparison.is_complete() { Ok(()) } else { Err(incomplete(&*self.device).into()) }
     }
 
     /// Reads a block that was found damaged once more, by another way: its bytes, hashed by this thread. Whether it is
@@ -234,7 +234,7 @@ impl Worker {
         let mut again = [BlockValue::UNKNOWN];
         region.hash_blocks(block, &mut again)?;
         if again.first().copied() != sealed {
-            return Err(DeviceError::Inconsistent { device: shard.statement.device_kind, block }.into());
+            return Err(DeviceError::Inconsistent { device: self.device.name().into(), block }.into());
         }
         self.metrics.scrub_unconfirmed.increment(1);
         tracing::warn!(block, "a mismatch was not confirmed");
@@ -391,9 +391,9 @@ impl<'a> Comparison<'a> {
 }
 
 /// What a device that left blocks out is told to have done.
-pub(super) fn incomplete(device: DeviceKind) -> DeviceError {
-    let source = std::io::ErrorKind::UnexpectedEof.into();
-    DeviceError::System { device, step: "hash every block of a region", source }
+pub(super) fn incomplete(device: &dyn Device) -> DeviceError {
+    let source = Arc::new(std::io::ErrorKind::UnexpectedEof.into());
+    DeviceError::System { device: device.name().into(), step: "hash every block of a region", source }
 }
 
 /// The digest of what is resident: the sealed block values, but for the damaged ones.

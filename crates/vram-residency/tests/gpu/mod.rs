@@ -1,15 +1,15 @@
 //! What the tests of the CUDA device share: the device on an emulated driver.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod faults;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use cuda_emulator::Memory;
+use cuda_emulator::{Memory, Plan};
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{
-    CudaDevice, CudaOptions, Device, DeviceError, HashVariant, Region, StagedRegion, WriteTest,
+    CudaDevice, CudaOptions, Device, DeviceError, DeviceUuid, HashVariant, Region, StagedRegion, Tested, WriteTest,
 };
 use vram_residency::digest::{BlockValue, block_count};
 use vram_residency::{ManagerOptions, Policy, VramManager};
@@ -24,7 +24,8 @@ pub fn options() -> CudaOptions {
     options.launch_blocks = Some(2);
     options.variant = Some(HashVariant::Plain);
     // That the emulated GPU refuses it, and what comes of one that does not, is for tests/cuda_write_test.rs.
-    options.write_test = WriteTest::Refused("as the emulated GPU does".into());
+    let device = Some(DeviceUuid(Plan::default().devices[0].uuid));
+    options.write_test = Tested { device, outcome: WriteTest::Refused("as the emulated GPU does".into()) };
     options
 }
 

@@ -11,8 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use audit_logging::Clock;
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{
-    Capacity, Device, DeviceError, DeviceInfo, DeviceKind, Export, Fill, HostDevice, Protection, Region, Residency,
-    StagedRegion,
+    Capacity, Device, DeviceError, DeviceInfo, Export, Fill, HostDevice, Protection, Region, Residency, StagedRegion,
 };
 use vram_residency::digest::{BlockValue, block_range, block_value};
 use vram_residency::fingerprint::{Fingerprint, FingerprintKey, KEYS_BYTES, WORDS_BYTES};
@@ -262,7 +261,11 @@ impl StagedRegion for Staged {
 }
 
 fn planned_error() -> DeviceError {
-    DeviceError::System { device: DeviceKind::Host, step: "do what was planned", source: io::Error::other("planned") }
+    DeviceError::System {
+        device: "host".into(),
+        step: "do what was planned",
+        source: io::Error::other("planned").into(),
+    }
 }
 
 impl Region for Resident {

@@ -14,7 +14,9 @@ use zeroize::Zeroize;
 
 use super::HashVariant;
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Function, Module, PinnedBuffer, Stream};
-use super::kernels::{FINGERPRINT, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES, pointer};
+use super::kernels::{
+    FINGERPRINT, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES, pointer, unlike_any_other,
+};
 use crate::digest::{BLOCK_BYTES, Merger, block_count};
 use crate::fingerprint::{
     Fingerprint, FingerprintKey, KEYS_BYTES, TAG_KEY_BYTES, WORDS_BYTES, ZEROS, of_zeros, tag_key,
@@ -122,7 +124,7 @@ impl Fingerprinter {
             let taken = unsafe { self.take(kernels, zeros, &key) }?;
             if taken != of_zeros(&key) {
                 let (reason, log) = ("another answer to a known question", "do not use re-checks on this GPU");
-                return Err(CudaError::Kernels { module: "fingerprint", reason: reason.into(), log: log.into() });
+                return Err(context.kernels_refused("fingerprint", reason, log));
             }
         }
         Ok(())
@@ -143,7 +145,7 @@ impl Fingerprinter {
         let context = Arc::clone(&self.context);
         let _current = context.enter()?;
         let Some(keys) = self.keys.bytes_mut().first_chunk_mut() else {
-            return Err(CudaError::OutOfMemory { step: "expand a key" });
+            return Err(context.out_of_memory("expand a key"));
         };
         key.expand(keys);
         // SAFETY: the caller's; and the wait below ends every use of the buffers, whatever came of it.
@@ -166,7 +168,8 @@ impl Fingerprinter {
         kernels: (&Kernels, HashVariant),
         region: (Address, u64),
     ) -> Result<Fingerprint, CudaError> {
-        let too_long = || CudaError::OutOfMemory { step: "take a fingerprint of so many bytes" };
+        let context = Arc::clone(&self.context);
+        let too_long = || context.out_of_memory("take a fingerprint of so many bytes");
         self.length.bytes_mut().copy_from_slice(&region.1.to_le_bytes());
         // SAFETY: the variable is as long as the words, which come first; what is copied stays until the stream is waited for.
         unsafe { self.keys.copy_to(self.words, WORDS_BYTES, &self.stream) }?;
@@ -228,6 +231,10 @@ impl Fingerprinter {
         // SAFETY: both buffers are of this size at least, and the caller waits.
         unsafe { self.table.copy_to(self.segments.start(), bytes, &self.stream) }?;
 
+        // A tile that is silently not computed leaves what was there before, and with that no two fingerprints are the same.
+        let unlike = unlike_any_other();
+        // SAFETY: this value's own memory, and the caller waits.
+        unsafe { self.stream.fill(self.tiles.start(), slice.blocks.saturating_mul(TILES_BYTES), unlike) }?;
         let mut segment = self.segments.start();
         for (first, blocks) in launches(slice.blocks, self.launch_blocks) {
             let out = self.tiles.start().plus(first.saturating_mul(TILES_BYTES) as u64);
@@ -240,7 +247,12 @@ impl Fingerprinter {
             // SAFETY: the buffer has room for it behind the tiles of a slice, and the caller waits.
             unsafe { self.length.copy_to(end, LENGTH_BYTES, &self.stream) }?;
         }
+        // Only now: a known question is about zeros that lie there.
+        // SAFETY: as above.
+        unsafe { self.stream.fill(self.values.start(), slice.hashed().saturating_mul(VALUE_BYTES), unlike) }?;
         for (first, blocks) in launches(slice.hashed(), self.launch_blocks) {
+            // SAFETY: as above; the launch before this one is done by then.
+            unsafe { self.stream.fill(self.scratch.start(), self.scratch.bytes(), unlike) }?;
             let launch = Launch {
                 segments: segment,
                 segment_count: 1,

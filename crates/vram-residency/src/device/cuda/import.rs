@@ -110,7 +110,8 @@ impl ImportedRegion {
         let mut values = vec![BlockValue::UNKNOWN; usize::try_from(block_count(self.bytes())).unwrap_or(usize::MAX)];
         let region = (self.start(), self.bytes());
         // SAFETY: as above.
-        unsafe { lanes.take().hash(kernels, HashVariant::Plain, region, &mut values) }?;
+        let hashed = unsafe { lanes.take().hash(kernels, HashVariant::Plain, region, &mut values) };
+        hashed.map_err(|error| self.context.told(error))?;
         Ok(merge(&values).unwrap_or(Digest::from_bytes([0; 32])))
     }
 

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
@@ -97,6 +98,16 @@ impl Segment {
         }
         bytes
     }
+}
+
+/// A word that no other call of this process is given, among 4 billion of them.
+///
+/// The memory that a launch writes is filled with it before. A kernel, or a part of one, that is silently not run leaves it
+/// there; so what is computed from that is another each time, and two such faults do not hide each other.
+pub(super) fn unlike_any_other() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    // An odd factor: different numbers give different words.
+    COUNT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1)
 }
 
 /// The compiled kernels.

@@ -8,7 +8,9 @@ use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroize;
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
-use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
+use super::kernels::{
+    HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES, unlike_any_other,
+};
 use crate::digest::{BLOCK_BYTES, BlockValue};
 
 /// Blocks of the launches by which the variants are compared, one size after the other: the last one gives every part of a
@@ -21,7 +23,7 @@ const STEP: &str = "hash resident bytes";
 
 /// Bytes that are copied at once where a region is looked at or repaired.
 const WINDOW_BYTES: usize = 1 << 20;
-const TOO_MUCH: CudaError = CudaError::OutOfMemory { step: "copy so much at once" };
+const TOO_MUCH: &str = "copy so much at once";
 
 /// What one scan at a time uses.
 #[derive(Debug)]
@@ -119,14 +121,16 @@ impl Lane {
     pub(super) unsafe fn read(&mut self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
         let context = Arc::clone(&self.context);
         let _current = context.enter()?;
-        let window = Wiped(&mut self.window, to.len());
+        let window = Wiped(&mut self.window, to.len(), &context);
         let mut from = from;
         for piece in to.chunks_mut(WINDOW_BYTES) {
             // SAFETY: the caller's; and the copy is waited for.
             let asked = unsafe { window.0.copy_from(from, piece.len(), &self.stream) };
             let waited = self.stream.wait("copy from the GPU");
             asked.and(waited)?;
-            let Some(arrived) = window.0.bytes().get(..piece.len()) else { return Err(TOO_MUCH) };
+            let Some(arrived) = window.0.bytes().get(..piece.len()) else {
+                return Err(context.out_of_memory(TOO_MUCH));
+            };
             piece.copy_from_slice(arrived);
             from = from.plus(piece.len() as u64);
         }
@@ -140,10 +144,12 @@ impl Lane {
     pub(super) unsafe fn write(&mut self, to: Address, from: &[u8]) -> Result<(), CudaError> {
         let context = Arc::clone(&self.context);
         let _current = context.enter()?;
-        let window = Wiped(&mut self.window, from.len());
+        let window = Wiped(&mut self.window, from.len(), &context);
         let mut to = to;
         for piece in from.chunks(WINDOW_BYTES) {
-            let Some(leaving) = window.0.bytes_mut().get_mut(..piece.len()) else { return Err(TOO_MUCH) };
+            let Some(leaving) = window.0.bytes_mut().get_mut(..piece.len()) else {
+                return Err(context.out_of_memory(TOO_MUCH));
+            };
             leaving.copy_from_slice(piece);
             // SAFETY: the caller's; and the copy is waited for.
             let asked = unsafe { window.0.copy_to(to, piece.len(), &self.stream) };
@@ -155,11 +161,15 @@ impl Lane {
     }
 }
 
-/// A buffer of which so many bytes were used, or all: they are wiped at the end.
-struct Wiped<'a>(&'a mut PinnedBuffer, usize);
+/// A buffer of which so many bytes were used, or all: they are wiped at the end. Where a copy may still be under way, they are
+/// wiped when the buffer is given back.
+struct Wiped<'a>(&'a mut PinnedBuffer, usize, &'a Context);
 
 impl Drop for Wiped<'_> {
     fn drop(&mut self) {
+        if self.2.is_unsettled() {
+            return;
+        }
         let used = self.1.min(WINDOW_BYTES);
         self.0.bytes_mut().get_mut(..used).unwrap_or_default().zeroize();
     }
@@ -203,9 +213,10 @@ impl<'a> Flight<'a> {
         let bytes = count.saturating_mul(SEGMENT_BYTES);
         // SAFETY: both buffers are of this size at least, and stay alone until the launch is waited for.
         unsafe { slot.table.copy_to(slot.segments.start(), bytes, stream) }?;
-        // What a kernel that is never run would leave must not be the right values of the last time.
+        // What a kernel that is never run would leave must not be the right values of the last time, nor the same wrong ones.
+        let scratch_bytes = blocks.saturating_mul(SCRATCH_PER_BLOCK);
         // SAFETY: both buffers have room for so many blocks, and the stream's order keeps the launch before this one out.
-        unsafe { stream.wipe(scratch.start(), blocks.saturating_mul(SCRATCH_PER_BLOCK)) }?;
+        unsafe { stream.fill(scratch.start(), scratch_bytes, unlike_any_other()) }?;
         // SAFETY: as above; they are this slot's, of which no launch is under way.
         unsafe { stream.wipe(slot.values.start(), blocks.saturating_mul(VALUE_BYTES)) }?;
         slot.began.record(stream)?;
@@ -242,7 +253,8 @@ impl<'a> Flight<'a> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         if self.under_way.contains(&true) {
-            // Where even that fails, the context is given up. The error that led here is already on its way.
+            // Where even that fails, the context is given up, and nothing of it is given back. The error that led here is already
+            // on its way.
             let _ = self.lane.stream.wait(STEP);
         }
     }

@@ -15,9 +15,11 @@ use parking_lot::{Condvar, Mutex};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
-use super::kernels::{HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
+use super::kernels::{
+    HashVariant, Kernels, Launch, SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES, unlike_any_other,
+};
 use crate::device::crew::{Crew, Panicked};
-use crate::device::{DeviceError, DeviceKind, Fill};
+use crate::device::{DeviceError, Fill};
 use crate::digest::{BLOCK_BYTES, BlockValue, block_count, block_range};
 
 /// Blocks of a staging buffer: large enough for a copy to run at the link's speed.
@@ -92,7 +94,10 @@ impl Loader {
             source.abandon();
         }
         self.wipe();
-        outcome
+        outcome.map_err(|error| match error {
+            DeviceError::Cuda(error) => self.context.told(error).into(),
+            other => other,
+        })
     }
 
     fn take(&self) -> Staging {
@@ -110,8 +115,11 @@ impl Loader {
         self.given_back.notify_one();
     }
 
-    /// Weights stay nowhere but in their region.
+    /// Weights stay nowhere but in their region. Where a copy may still be under way, they are wiped with the buffer's end.
     fn wipe(&mut self) {
+        if self.context.is_unsettled() {
+            return;
+        }
         for staging in self.free.get_mut() {
             let used = std::mem::take(&mut staging.used);
             staging.buffer.bytes_mut().get_mut(..used).unwrap_or_default().zeroize();
@@ -202,7 +210,7 @@ impl<'a> Filling<'a> {
         staging.used = staging.used.max(length);
         // As a whole: a source on disk is read faster so.
         let filled = self.source.fill(start, staging.buffer.bytes_mut().get_mut(..length).unwrap_or_default());
-        filled.map_err(|source| DeviceError::Source { offset: start, source })?;
+        filled.map_err(|source| DeviceError::Source { offset: start, source: source.into() })?;
         let _in_order = self.order.lock();
         let to = self.region.plus(start);
         // SAFETY: inside the region, which is the caller's; the buffer is not used before its mark is reached.
@@ -220,9 +228,10 @@ impl<'a> Filling<'a> {
             values: self.values.start().plus(offset(VALUE_BYTES, blocks.start)),
             key: None,
         };
-        // What a kernel that is never run would leave must not be the values of an earlier piece or load.
+        let scratch = &self.loader.scratch;
+        // What a kernel that is never run would leave must not be the values of an earlier piece or load, nor the same as later.
         // SAFETY: the scratch memory is this stream's, in whose order it is used, and has room for a piece.
-        unsafe { self.loader.hash.wipe(self.loader.scratch.start(), self.loader.scratch.bytes()) }?;
+        unsafe { self.loader.hash.fill(scratch.start(), scratch.bytes(), unlike_any_other()) }?;
         // SAFETY: the segment is of the caller's region, whose bytes of these blocks are copied before; launches of one
         // stream use the scratch memory one after the other; there is a value for each block.
         unsafe { self.kernels.hash(self.variant, &self.loader.hash, launch) }?;
@@ -243,7 +252,7 @@ impl<'a> Filling<'a> {
             *value = BlockValue::from_bytes(*result);
             // What was wiped, and not hashed.
             if *value == BlockValue::UNKNOWN {
-                return Err(DeviceError::Inconsistent { device: DeviceKind::Cuda, block });
+                return Err(DeviceError::Inconsistent { device: self.loader.context.name(), block });
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::crew::Crew;
-use super::{Capacity, Device, DeviceError, DeviceInfo, DeviceKind, DeviceUuid, Region, StagedRegion};
+use super::{Capacity, Device, DeviceError, DeviceInfo, DeviceKind, DeviceUuid, Mig, Region, StagedRegion};
 use crate::attest::statement::Driver as DriverStatement;
 use crate::digest::BlockValue;
 use driver::{Address, Context, DeviceAttribute, Driver, Ordinal, granularity};
@@ -36,18 +36,16 @@ mod survey;
 mod sweep;
 mod write_test;
 
-pub use driver::{CudaError, MINIMUM_DRIVER, Version, disable_kernel_cache};
+pub use driver::{CudaError, MINIMUM_DRIVER, Version, Which, disable_kernel_cache};
 pub(crate) use import::{ImportedRegion, Importer, Offered};
 pub use kernels::HashVariant;
 pub use survey::{Survey, Surveyed};
-pub use write_test::WriteTest;
+pub use write_test::{Tested, WriteTest};
 
 /// Most blocks that one launch hashes: 1 GiB, which a data-centre GPU does in about a millisecond.
 const MOST_LAUNCH_BLOCKS: usize = 1024;
 /// Most threads that read and stage.
 const MOST_THREADS: usize = 16;
-
-const UNEXPORTABLE: DeviceError = DeviceError::Unexportable { device: DeviceKind::Cuda };
 
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone, Default)]
@@ -68,8 +66,9 @@ pub struct CudaOptions {
     /// Blocks of a launch, at most 1024, which is also what none means. Each takes 32 KiB of scratch memory, twice.
     pub launch_blocks: Option<usize>,
     /// What a store into sealed memory of this GPU came to, which only another process can try: [`WriteTest::in_child`].
-    /// Regions are called `read-only` where it was refused, and `advisory` else, which is what the default leads to.
-    pub write_test: WriteTest,
+    /// Regions are called `read-only` where it was refused on the very GPU that is opened, and `advisory` else, which is what the
+    /// default leads to.
+    pub write_test: Tested,
 }
 
 /// What is known about a GPU and its driver, for people and for the record.
@@ -78,8 +77,11 @@ pub struct CudaOptions {
 pub struct CudaFacts {
     /// Its number with the driver.
     pub ordinal: u32,
-    /// Its name. The name of a MIG instance has `MIG` in it.
+    /// Its name.
     pub name: String,
+    /// Whether it is a MIG instance.
+    #[serde(flatten)]
+    pub mig: Mig,
     /// Where it is plugged in.
     pub pci: String,
     /// The driver's library, with all links resolved.
@@ -153,6 +155,7 @@ impl CudaDevice {
         let capacity = options.capacity_bytes.unwrap_or_else(|| free.saturating_sub(headroom));
         let facts = CudaFacts {
             ordinal: options.ordinal,
+            mig: driver.mig(device, &name)?,
             name,
             pci,
             library: driver.path().to_string_lossy().into_owned(),
@@ -161,7 +164,7 @@ impl CudaDevice {
             variant,
             kernel_cache: driver::has_kernel_cache(),
             integrated,
-            write_test: options.write_test.clone(),
+            write_test: options.write_test.of(uuid),
         };
         tracing::debug!(?facts, capacity, headroom, "cuda device opened");
         if !facts.write_test.is_refused() {
@@ -173,7 +176,7 @@ impl CudaDevice {
             shared: Arc::new(Shared {
                 info: DeviceInfo { kind: DeviceKind::Cuda, uuid },
                 facts,
-                ledger: Ledger::new(capacity, headroom),
+                ledger: Ledger::new(context.name(), capacity, headroom),
                 granularity: granularity(&context)?,
                 launch_blocks,
                 variant,
@@ -194,17 +197,23 @@ impl CudaDevice {
     }
 
     /// Takes memory that somebody else allocated as a region, to be verified in place. Its protection is `advisory`, unless
-    /// the driver states that the device cannot write to it. It counts against no capacity, and is not given back.
+    /// the driver states that the device cannot write to it, and that nobody can have been given a descriptor of it, with which
+    /// it could be mapped once more. It counts against no capacity, and is not given back.
     ///
     /// # Errors
     /// [`DeviceError::Cuda`] where the address is no multiple of 8, or the driver cannot say what the memory is.
     ///
     /// # Safety
     /// `pointer` is memory of this device's primary context, of `bytes` bytes, that stays allocated and mapped, and that
-    /// nobody writes to, until the region is dropped.
+    /// nobody writes to, until the region is dropped; and for ever where [`Device::lost`] says by then that the device cannot be
+    /// waited for.
+    ///
+    /// *Nobody* includes whoever has the same memory mapped elsewhere, in this process or another, readable and writable: no
+    /// driver tells of that. Where there is such a mapping, the region may be called `read-only` although it can be written to;
+    /// only a verification finds what that changed.
     pub unsafe fn adopt(&self, pointer: u64, bytes: u64) -> Result<Box<dyn Region>, DeviceError> {
         if pointer == 0 || !pointer.is_multiple_of(8) || pointer.checked_add(bytes).is_none() {
-            return Err(refused("adopt memory that does not start on a multiple of 8 bytes"));
+            return Err(self.shared.refused("adopt memory that does not start on a multiple of 8 bytes"));
         }
         Ok(Box::new(CudaRegion::adopt(&self.shared, Address(pointer), bytes)?))
     }
@@ -216,7 +225,7 @@ impl Device for CudaDevice {
     }
 
     fn name(&self) -> String {
-        format!("cuda:{}", self.shared.facts.ordinal)
+        self.shared.context.name().into()
     }
 
     fn capacity(&self) -> Capacity {
@@ -267,6 +276,18 @@ impl Device for CudaDevice {
 }
 
 impl Shared {
+    fn unexportable(&self) -> DeviceError {
+        DeviceError::Unexportable { device: self.context.name() }
+    }
+
+    fn refused(&self, step: &'static str) -> DeviceError {
+        self.system(step, std::io::ErrorKind::PermissionDenied)
+    }
+
+    fn system(&self, step: &'static str, kind: std::io::ErrorKind) -> DeviceError {
+        DeviceError::System { device: self.context.name(), step, source: Arc::new(kind.into()) }
+    }
+
     /// The loader, for one load at a time: the link to the device is what limits them.
     fn loader(&self) -> Result<MutexGuard<'_, Option<Loader>>, CudaError> {
         let mut loader = self.loader.lock();
@@ -299,12 +320,4 @@ fn require_virtual_memory(driver: &Driver, device: Ordinal, ordinal: u32) -> Res
     };
     let device = format!("cuda:{ordinal} ({})", driver.device_name(device)?).into();
     Err(CudaError::Unsupported { device, what })
-}
-
-fn refused(step: &'static str) -> DeviceError {
-    system(step, std::io::ErrorKind::PermissionDenied)
-}
-
-fn system(step: &'static str, kind: std::io::ErrorKind) -> DeviceError {
-    DeviceError::System { device: DeviceKind::Cuda, step, source: kind.into() }
 }

@@ -1,9 +1,9 @@
 //! One region of a GPU's memory, in both of its stages.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use zeroize::Zeroizing;
@@ -12,7 +12,7 @@ use super::driver::{Access, Address, Context, CudaError, Mapped};
 use super::ledger::Reservation;
 use super::residency::{self, Sealed};
 use super::speed::Speeds;
-use super::{MOST_LAUNCH_BLOCKS, Shared, UNEXPORTABLE, refused, sweep, system};
+use super::{MOST_LAUNCH_BLOCKS, Shared, sweep};
 use crate::device::{
     DeviceError, Export, Fill, Foreign, MemoryCheck, Protection, Region, Residency, StagedRegion, SuspectedPaged,
     check_blocks, check_range,
@@ -48,6 +48,11 @@ pub(super) struct CudaRegion {
     closed: bool,
     /// Whether it says itself that the device cannot write here.
     read_only: AtomicBool,
+    /// Whether others may have it mapped as well, as the driver's answers leave open: adopted memory of which there are, or may
+    /// be, descriptors.
+    shareable: bool,
+    /// When the first descriptor of it was made.
+    exported: OnceLock<Instant>,
     speeds: Speeds,
 }
 
@@ -64,6 +69,8 @@ impl CudaRegion {
         let lead = u64::from(lead_bytes & !7);
         let too_large = |needed_bytes| shared.ledger.insufficient(needed_bytes, 0);
         let needed = needed_bytes(bytes, lead_bytes, shared.granularity).ok_or_else(|| too_large(u64::MAX))?;
+        // What an earlier region could not give back.
+        shared.context.settle();
         let reservation = shared.ledger.reserve(needed, &shared.context)?;
         let mapped = Mapped::create(&shared.context, needed).map_err(|error| match error {
             CudaError::OutOfMemory { .. } => {
@@ -79,6 +86,7 @@ impl CudaRegion {
     pub(super) fn adopt(shared: &Arc<Shared>, start: Address, bytes: u64) -> Result<Self, DeviceError> {
         let mut region = Self::new(shared, Memory::Adopted(start), None, 0, bytes);
         region.note_backing()?;
+        region.shareable = residency::is_shareable(region.context(), &region.sealed())?;
         Ok(region)
     }
 
@@ -96,6 +104,8 @@ impl CudaRegion {
             repair,
             closed: false,
             read_only,
+            shareable: false,
+            exported: OnceLock::new(),
             speeds,
         }
     }
@@ -218,7 +228,7 @@ impl Region for CudaRegion {
 
     fn protection(&self) -> Protection {
         // The driver's word, and what was shown of its worth.
-        let shown = self.shared.facts.write_test.is_refused();
+        let shown = self.shared.facts.write_test.is_refused() && !self.shareable;
         if shown && self.read_only.load(Ordering::Acquire) { Protection::ReadOnly } else { Protection::Advisory }
     }
 
@@ -261,7 +271,8 @@ impl Region for CudaRegion {
         // Weights stay nowhere but in their region.
         let mut copy = Zeroizing::new(Vec::new());
         let reserved = copy.try_reserve_exact(length);
-        reserved.map_err(|_| system("copy so many bytes to main memory", std::io::ErrorKind::OutOfMemory))?;
+        let out_of_memory = || self.shared.system("copy so many bytes to main memory", std::io::ErrorKind::OutOfMemory);
+        reserved.map_err(|_| out_of_memory())?;
         copy.resize(length, 0);
         let _no_repair = self.repair.read_recursive();
         let from = self.start().plus(range.start);
@@ -283,7 +294,9 @@ impl Region for CudaRegion {
                 Some(Window::open(mapped, self.lead.saturating_add(range.start), bytes.len() as u64, &self.shared)?)
             }
             // What is read-only by somebody else's will is not ours to open.
-            Memory::Adopted(_) if was_read_only => return Err(refused("write to memory that another owns")),
+            Memory::Adopted(_) if was_read_only => {
+                return Err(self.shared.refused("write to memory that another owns"));
+            }
             _ => None,
         };
         let to = self.start().plus(range.start);
@@ -299,16 +312,21 @@ impl Region for CudaRegion {
         written?;
         match checked {
             Ok(read_only) if read_only || !was_read_only => Ok(()),
-            Ok(_) => Err(refused("make a region read-only after a repair")),
+            Ok(_) => Err(self.shared.refused("make a region read-only after a repair")),
             Err(error) => Err(error.into()),
         }
     }
 
     fn export(&self) -> Result<Export, DeviceError> {
-        let Memory::Owned(mapped) = &self.memory else { return Err(UNEXPORTABLE) };
+        let Memory::Owned(mapped) = &self.memory else { return Err(self.shared.unexportable()) };
         // Whoever has the descriptor can write, whatever this mapping allows: to whom it is given is for the caller to decide.
-        let fd = mapped.export()?.ok_or(UNEXPORTABLE)?;
+        let fd = mapped.export()?.ok_or_else(|| self.shared.unexportable())?;
+        self.exported.get_or_init(Instant::now);
         Ok(Export::CudaAllocation { fd, bytes: mapped.bytes(), offset: self.lead, device: self.shared.info.uuid })
+    }
+
+    fn exported_for(&self) -> Option<Duration> {
+        self.exported.get().map(Instant::elapsed)
     }
 }
 

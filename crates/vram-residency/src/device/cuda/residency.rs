@@ -93,3 +93,14 @@ pub(super) fn block_ids(context: &Context, sealed: &Sealed) -> Result<[Option<u6
 pub(super) fn is_read_only(context: &Context, address: Address) -> Result<bool, CudaError> {
     Ok(context.ask(PointerAttribute::AccessFlags, address)? == Some(Access::Read as u64))
 }
+
+/// Whether the driver's answers leave open that somebody else has a range mapped too: it is no allocation whose kind can be
+/// asked for, or one of which descriptors can be made.
+pub(super) fn is_shareable(context: &Context, sealed: &Sealed) -> Result<bool, CudaError> {
+    for end in sealed.ends() {
+        if context.allocation_at(end)?.is_none_or(|allocation| allocation.handle_types != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,7 +1,7 @@
 //! What GPUs there are, without taking any of them: for `auto`, and for people who wonder why there is none.
 
 use super::driver::{Context, CudaError, DeviceAttribute, Driver};
-use super::{Arc, DeviceUuid, Ordinal, Path, PathBuf, require_virtual_memory};
+use super::{Arc, DeviceUuid, Mig, Ordinal, Path, PathBuf, require_virtual_memory};
 
 /// A driver and its devices.
 #[derive(Debug, Clone)]
@@ -21,10 +21,12 @@ pub struct Survey {
 pub struct Surveyed {
     /// Its number.
     pub ordinal: u32,
-    /// Its name. The name of a MIG instance has `MIG` in it.
+    /// Its name.
     pub name: String,
-    /// Which one it is.
+    /// Which one it is; which instance, where it is one.
     pub uuid: DeviceUuid,
+    /// Whether it is a MIG instance.
+    pub mig: Mig,
     /// Its compute capability.
     pub capability: (i32, i32),
     /// Its memory in bytes.
@@ -68,6 +70,7 @@ impl Surveyed {
         Ok(Self {
             ordinal,
             uuid: DeviceUuid(driver.device_uuid(device)?),
+            mig: driver.mig(device, &name)?,
             capability: (
                 attribute(DeviceAttribute::ComputeCapabilityMajor)?,
                 attribute(DeviceAttribute::ComputeCapabilityMinor)?,

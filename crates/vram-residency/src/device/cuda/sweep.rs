@@ -176,12 +176,14 @@ impl<'a> Parts<'a> {
 }
 
 fn sweep(shared: &Shared, targets: Targets<'_>, found: &mut Found<'_>) -> Result<(), CudaError> {
+    // Nothing is hashed any more where it could not be waited for, but what waits for that is given back.
+    shared.context.settle();
     let mut plan = Plan::new(targets, shared.launch_blocks);
     while let Some(part) = plan.peek(plan.launch) {
         // A repair that is under way is waited for here, without a lane.
         let _no_repair = part.region.read();
         let mut lane = shared.lanes.take();
-        run(shared, &mut lane, &mut plan, found)?;
+        run(shared, &mut lane, &mut plan, found).map_err(|error| shared.context.told(error))?;
         Lanes::give_back(lane);
     }
     Ok(())

@@ -137,7 +137,7 @@ impl ControlGroup {
 }
 
 fn unreadable(source: io::Error) -> DeviceError {
-    DeviceError::System { device: DeviceKind::Host, step: "read /proc/meminfo", source }
+    DeviceError::System { device: DeviceKind::Host.as_str().into(), step: "read /proc/meminfo", source: source.into() }
 }
 
 /// The start of a small file of the kernel's, read afresh.

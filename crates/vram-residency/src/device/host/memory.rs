@@ -13,6 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::io::Errno;
@@ -52,7 +53,7 @@ pub(super) fn mapped_bytes(bytes: u64, lead_bytes: u8) -> u64 {
 }
 
 fn refused(step: &'static str) -> impl FnOnce(Errno) -> DeviceError {
-    move |errno| DeviceError::System { device: DeviceKind::Host, step, source: errno.into() }
+    move |errno| DeviceError::System { device: DeviceKind::Host.as_str().into(), step, source: Arc::new(errno.into()) }
 }
 
 impl Memory {

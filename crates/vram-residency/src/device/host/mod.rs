@@ -172,7 +172,7 @@ impl Reservation {
         let available_bytes = device.capacity_bytes.saturating_sub(ledger.used_bytes).min(free_bytes);
         if bytes > available_bytes {
             return Err(DeviceError::InsufficientMemory {
-                device: DeviceKind::Host,
+                device: DeviceKind::Host.as_str().into(),
                 needed_bytes: bytes,
                 available_bytes,
                 total_bytes: device.capacity_bytes,
@@ -247,7 +247,7 @@ impl StagedRegion for HostRegion {
             // the other calls of this closure, and those are for other blocks.
             let block = unsafe { memory.slice_mut(range.clone()) };
             if let Err(error) = source.fill(range.start, block) {
-                return fail(DeviceError::Source { offset: range.start, source: error });
+                return fail(DeviceError::Source { offset: range.start, source: error.into() });
             }
             // The copy is in the cache now, and the digest must be of what arrived.
             match block_value(bytes, index as u64, block) {
@@ -330,9 +330,9 @@ impl Region for HostRegion {
         let step = "hand out a region that is not read-only";
         if self.protection() != Protection::ReadOnly {
             return Err(DeviceError::System {
-                device: DeviceKind::Host,
+                device: DeviceKind::Host.as_str().into(),
                 step,
-                source: std::io::ErrorKind::PermissionDenied.into(),
+                source: Arc::new(std::io::ErrorKind::PermissionDenied.into()),
             });
         }
         Ok(Export::MemoryFile { file: self.memory.reopen_read_only()?, offset: self.memory.lead() })

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use zeroize::Zeroize;
 
+use super::kept::{Gift, Of};
+use super::table::Table;
 use super::types::Address;
 use super::{Context, CudaError, Stream};
 
@@ -40,9 +42,10 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
-        // SAFETY: this value's own, and its users have waited for their work. Freeing waits for what is under way.
-        self.context.give_back("free scratch memory", &|| unsafe { (table.free)(self.start) });
+        let start = self.start;
+        // SAFETY: this value's own, and its users have waited for their work.
+        let free = move |table: &Table| unsafe { (table.free)(start) };
+        self.context.give_back(Gift::new("free scratch memory", Of::Context, free));
     }
 }
 
@@ -71,7 +74,7 @@ impl PinnedBuffer {
         let answer = unsafe { (context.driver.table.host_alloc)(&raw mut start, bytes.max(1), 0) };
         context.check("pin main memory", answer)?;
         let Some(start) = NonNull::new(start.cast::<u8>()) else {
-            return Err(CudaError::OutOfMemory { step: "pin main memory" });
+            return Err(context.out_of_memory("pin main memory"));
         };
         // SAFETY: so many bytes were just allocated.
         unsafe { std::ptr::write_bytes(start.as_ptr(), 0, bytes) };
@@ -121,10 +124,12 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        self.bytes_mut().zeroize();
-        let table = &self.context.driver.table;
-        let start = self.start.as_ptr().cast();
+        let (start, bytes) = (self.start.as_ptr(), self.bytes);
+        // Not before copies from and to it are done.
+        // SAFETY: this value's own memory, which is there until it is freed.
+        let wipe = move || unsafe { std::slice::from_raw_parts_mut(start, bytes) }.zeroize();
         // SAFETY: this value's own; its users have waited for their work.
-        self.context.give_back("unpin main memory", &|| unsafe { (table.host_free)(start) });
+        let free = move |table: &Table| unsafe { (table.host_free)(start.cast()) };
+        self.context.give_back(Gift::new("unpin main memory", Of::Context, free).after(wipe));
     }
 }

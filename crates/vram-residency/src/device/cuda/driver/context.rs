@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::error::is_sticky;
-use super::types::{self, Address, Code, Ordinal, PointerAttribute, RawContext, code};
-use super::{CudaError, Driver};
+use super::kept::{Gift, Kept, Of};
+use super::table::Table;
+use super::types::{self, Address, Code, Ordinal, PointerAttribute, RawContext, RawStream, code};
+use super::{CudaError, Driver, Which};
 
 /// A device that this process may use.
 pub(in crate::device::cuda) struct Context {
@@ -16,6 +18,7 @@ pub(in crate::device::cuda) struct Context {
     device: Ordinal,
     /// The result with which the context died; 0 while it lives.
     lost: AtomicI32,
+    pub(super) kept: Kept,
 }
 
 /// No addresses.
@@ -39,11 +42,16 @@ impl Context {
         if answer != code::SUCCESS {
             return Err(driver.context_refused(device, answer));
         }
-        Ok(Arc::new(Self { driver, raw, device, lost: AtomicI32::new(0) }))
+        Ok(Arc::new(Self { driver, raw, device, lost: AtomicI32::new(0), kept: Kept::default() }))
     }
 
     pub(in crate::device::cuda) fn device(&self) -> Ordinal {
         self.device
+    }
+
+    /// What the device is called.
+    pub(in crate::device::cuda) fn name(&self) -> Box<str> {
+        Which(Some(self.device)).to_string().into()
     }
 
     /// Makes the context the current one of this thread, until the guard is dropped. Every call about streams, buffers and
@@ -62,11 +70,17 @@ impl Context {
     pub(in crate::device::cuda) fn lost(&self) -> Option<CudaError> {
         match self.lost.load(Ordering::Acquire) {
             0 => None,
-            code => Some(self.driver.lost("be used", code)),
+            code if self.is_unsettled() => Some(self.driver.unsettled(self.device, "finish its work", code)),
+            code => Some(self.driver.lost(self.device, "be used", code)),
         }
     }
 
-    fn push(&self) -> Result<Current<'_>, CudaError> {
+    /// What is said of a failure: where the device could not be waited for after it, that.
+    pub(in crate::device::cuda) fn told(&self, error: CudaError) -> CudaError {
+        if self.is_unsettled() { self.lost().unwrap_or(error) } else { error }
+    }
+
+    pub(super) fn push(&self) -> Result<Current<'_>, CudaError> {
         // SAFETY: the context is retained until `self` is dropped, which the guard outlasts by no means.
         let answer = unsafe { (self.driver.table.context_push)(self.raw) };
         self.check("use a GPU", answer)?;
@@ -78,29 +92,30 @@ impl Context {
         if is_sticky(answer) && self.lost.compare_exchange(0, answer, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             tracing::error!(device = self.device, step, code = answer, "the GPU's context is dead");
         }
-        self.driver.check(step, answer)
+        self.driver.check_on(self.device, step, answer)
     }
 
-    /// Nothing on the device is used any more from now on, as nobody can tell what it still does.
-    pub(super) fn give_up(&self, step: &'static str, error: &CudaError) -> CudaError {
+    /// Nothing on the device is used any more from now on, as nobody can tell what a stream still does. Nothing is given back
+    /// either, unless the driver's answer is that all work has ended.
+    pub(super) fn give_up(&self, step: &'static str, error: CudaError, stream: RawStream) -> CudaError {
         let found = error.code().unwrap_or(code::OUT_OF_MEMORY);
         let _ = self.lost.compare_exchange(0, found, Ordering::AcqRel, Ordering::Relaxed);
         tracing::error!(device = self.device, step, %error, "the GPU's work cannot be waited for; the context is given up");
-        self.driver.lost(step, found)
+        if code::ends_all_work(found) {
+            return error;
+        }
+        self.unsettle(stream);
+        self.driver.unsettled(self.device, step, found)
     }
 
-    /// Gives something back with a call that may fail. It is tried twice; what then stays is the driver's affair, ends with
-    /// the process, and is said.
-    pub(super) fn give_back(&self, step: &'static str, call: &dyn Fn() -> Code) {
-        // A lost context has to be entered too: the driver is told what is given up in it. Where that fails, the driver is
-        // asked all the same, and says so.
-        let attempt = || {
-            let _current = self.push();
-            self.check(step, call())
-        };
-        if let Err(error) = attempt().or_else(|_| attempt()) {
-            tracing::error!(%error, "something of the GPU's could not be given back");
-        }
+    /// There is no memory left on it, or none of that size at all.
+    pub(in crate::device::cuda) fn out_of_memory(&self, step: &'static str) -> CudaError {
+        CudaError::OutOfMemory { gpu: Which(Some(self.device)), step }
+    }
+
+    /// Its driver, or what it computes, is none to use these kernels with.
+    pub(in crate::device::cuda) fn kernels_refused(&self, module: &'static str, reason: &str, log: &str) -> CudaError {
+        CudaError::Kernels { gpu: Which(Some(self.device)), module, reason: reason.into(), log: log.into() }
     }
 
     /// Free and total bytes of the device's memory.
@@ -158,20 +173,30 @@ impl Context {
         // SAFETY: writes the properties to where the pointer points; the handle is held.
         let answer = unsafe { (table.handle_properties)(&raw mut properties, handle) };
         // SAFETY: the handle was retained above, once.
-        self.give_back("release an allocation", &|| unsafe { (table.release)(handle) });
+        let release = move |table: &Table| unsafe { (table.release)(handle) };
+        self.give_back(Gift::new("release an allocation", Of::Process, release));
         self.check("state what an allocation is", answer).map(|()| Some(properties))
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
+        self.before_release();
         let release = || {
             // SAFETY: retained once, by `open`; a release that failed has not happened.
             let answer = unsafe { (self.driver.table.context_release)(self.device) };
             self.check("close a GPU", answer)
         };
-        if let Err(error) = release().or_else(|_| release()) {
+        let released = release().or_else(|_| release());
+        if let Err(error) = &released {
             tracing::error!(%error, "a GPU's context could not be given back");
+        }
+        if self.is_unsettled() {
+            let (mut flags, mut active) = (0, 0);
+            // SAFETY: writes two numbers to where the pointers point.
+            let answer = unsafe { (self.driver.table.context_state)(self.device, &raw mut flags, &raw mut active) };
+            // Others in this process may have it too, and then its work goes on.
+            self.after_release(released.is_ok() && answer == code::SUCCESS && active == 0);
         }
     }
 }

@@ -16,6 +16,26 @@ impl std::fmt::Display for Version {
     }
 }
 
+/// Which of the driver's devices it was, where it was one: `cuda:0`, else `the GPU`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a number")]
+pub struct Which(pub Option<i32>);
+
+impl Which {
+    fn driver(self) -> String {
+        self.0.map_or_else(|| "the NVIDIA driver".to_owned(), |ordinal| format!("the NVIDIA driver of cuda:{ordinal}"))
+    }
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(ordinal) => write!(f, "cuda:{ordinal}"),
+            None => f.write_str("the GPU"),
+        }
+    }
+}
+
 /// A CUDA driver or device could not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -138,14 +158,20 @@ pub enum CudaError {
         what: &'static str,
     },
     /// The device's memory is full.
-    #[error("the GPU has no memory left to {step}; end other processes on it (nvidia-smi), or choose another GPU")]
+    #[error("{gpu} has no memory left to {step}; end other processes on it (nvidia-smi), or choose another GPU")]
     OutOfMemory {
+        /// The device.
+        gpu: Which,
         /// What was being done.
         step: &'static str,
     },
     /// The driver does not take the kernels.
-    #[error("the driver refused the kernels '{module}' ({reason}): {log}; update the NVIDIA driver, and report this")]
+    #[error(
+        "{} refused the kernels '{module}' ({reason}): {log}; update the NVIDIA driver, and report this", gpu.driver()
+    )]
     Kernels {
+        /// The device.
+        gpu: Which,
         /// Which text.
         module: &'static str,
         /// The result's name.
@@ -155,10 +181,31 @@ pub enum CudaError {
     },
     /// The device's context is dead: nothing on the device can be read or proven any more by this process.
     #[error(
-        "the GPU was lost while it was to {step}: {name} ({code}), {text}; see the kernel's log for NVRM Xid, then restart \
+        "{gpu} was lost while it was to {step}: {name} ({code}), {text}; see the kernel's log for NVRM Xid, then restart \
          this process, and reset or replace the GPU if it happens again"
     )]
     Lost {
+        /// The device.
+        gpu: Which,
+        /// What was being done.
+        step: &'static str,
+        /// The result's number.
+        code: Code,
+        /// Its name.
+        name: Box<str>,
+        /// Its text.
+        text: Box<str>,
+    },
+    /// Nobody can tell whether the device is still at work, because its driver refuses to wait for it. So nothing on it is read or
+    /// proven any more by this process, and nothing that its work may use is given back before it was waited for.
+    #[error(
+        "{gpu} was to {step} and cannot be waited for: {name} ({code}), {text}; what it may use stays taken until it can be, or \
+         this process ends; see the kernel's log for NVRM Xid, then restart this process, and reset or replace the GPU if it \
+         happens again"
+    )]
+    Unsettled {
+        /// The device.
+        gpu: Which,
         /// What was being done.
         step: &'static str,
         /// The result's number.
@@ -169,8 +216,10 @@ pub enum CudaError {
         text: Box<str>,
     },
     /// The driver refused a step.
-    #[error("the NVIDIA driver could not {step}: {name} ({code}), {text}; vram doctor shows what this machine lacks")]
+    #[error("{} could not {step}: {name} ({code}), {text}; vram doctor shows what this machine lacks", gpu.driver())]
     Refused {
+        /// The device, where it is one's.
+        gpu: Which,
         /// What was being done.
         step: &'static str,
         /// The result's number.
@@ -187,15 +236,18 @@ impl CudaError {
     #[must_use]
     pub const fn code(&self) -> Option<i32> {
         match self {
-            Self::Lost { code, .. } | Self::NotStarted { code, .. } | Self::Refused { code, .. } => Some(*code),
+            Self::Lost { code, .. }
+            | Self::Unsettled { code, .. }
+            | Self::NotStarted { code, .. }
+            | Self::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }
 
-    /// Whether the device's context is dead.
+    /// Whether this process can use the device no more: its context is dead, or was given up.
     #[must_use]
     pub const fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. })
+        matches!(self, Self::Lost { .. } | Self::Unsettled { .. })
     }
 }
 

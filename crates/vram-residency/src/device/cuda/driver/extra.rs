@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use libloading::Library;
 
+use super::kept::{Gift, Of};
+use super::table::Table;
 use super::types::{Address, Code, RawFunction, RawStream, code};
 use super::{Context, CudaError, Driver, Function, Stream};
 
@@ -149,7 +151,7 @@ impl Extra {
         let driver = self.driver();
         // SAFETY: writes one number to where the pointer points.
         let answer = unsafe { (driver.table.device_attribute)(&raw mut value, number, self.context.device()) };
-        driver.check("state what a GPU can do", answer).map(|()| value)
+        self.check("state what a GPU can do", answer).map(|()| value)
     }
 
     /// An attribute of a kernel by its number in `cuda.h`.
@@ -178,7 +180,8 @@ impl Extra {
     /// The address is of [`Self::managed`], and nobody uses it any more.
     pub(in crate::device::cuda) unsafe fn free(&self, start: Address) {
         // SAFETY: the caller's.
-        self.context.give_back("free managed memory", &|| unsafe { (self.driver().table.free)(start) });
+        let free = move |table: &Table| unsafe { (table.free)(start) };
+        self.context.give_back(Gift::new("free managed memory", Of::Context, free));
     }
 
     /// Pins memory of this process; undone with [`Self::unregister`].
@@ -195,7 +198,8 @@ impl Extra {
         let Some(call) = self.functions.unregister else { return };
         let start = memory.as_mut_ptr().cast();
         // SAFETY: registered before, and no work uses it.
-        self.context.give_back("unregister main memory", &|| unsafe { call(start) });
+        let unregister = move |_: &Table| unsafe { call(start) };
+        self.context.give_back(Gift::new("unregister main memory", Of::Context, unregister));
     }
 
     /// Copies on the device, in the order of the stream. The context is entered.

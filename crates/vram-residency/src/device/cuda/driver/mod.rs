@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
+use crate::device::{DeviceUuid, Mig};
+
 use table::Table;
 use types::{COMPUTE_MODE_EXCLUSIVE_PROCESS, COMPUTE_MODE_PROHIBITED};
 
 pub(super) use buffer::{DeviceBuffer, PinnedBuffer};
 pub(super) use context::Context;
-pub use error::{CudaError, MINIMUM_DRIVER, Version};
+pub use error::{CudaError, MINIMUM_DRIVER, Version, Which};
 pub(super) use module::{Function, Module};
 pub(super) use stream::{Event, Stream};
 pub(super) use types::{Access, Address, DeviceAttribute, Ordinal, PointerAttribute, code};
@@ -29,6 +31,7 @@ mod error;
 pub(super) mod extra;
 #[cfg(feature = "gpu-check")]
 pub(super) mod header;
+mod kept;
 mod module;
 mod stream;
 mod table;
@@ -140,7 +143,7 @@ impl Driver {
         let mut name = [0; 256];
         // SAFETY: writes at most as many bytes as it is told, its final zero among them.
         let answer = unsafe { (self.table.device_name)(name.as_mut_ptr(), 256, device) };
-        self.check("state a GPU's name", answer).map(|()| until_zero(&name))
+        self.check_on(device, "state a GPU's name", answer).map(|()| until_zero(&name))
     }
 
     /// Where it is plugged in.
@@ -148,7 +151,7 @@ impl Driver {
         let mut name = [0; 32];
         // SAFETY: as above.
         let answer = unsafe { (self.table.device_pci_bus_id)(name.as_mut_ptr(), 32, device) };
-        self.check("state where a GPU is plugged in", answer).map(|()| until_zero(&name))
+        self.check_on(device, "state where a GPU is plugged in", answer).map(|()| until_zero(&name))
     }
 
     /// Its 128 bits; those of the instance where the device is a MIG instance.
@@ -156,7 +159,23 @@ impl Driver {
         let mut uuid = [0; 16];
         // SAFETY: writes 16 bytes to where the pointer points.
         let answer = unsafe { (self.table.device_uuid)(&raw mut uuid, device) };
-        self.check("state a GPU's UUID", answer).map(|()| uuid)
+        self.check_on(device, "state a GPU's UUID", answer).map(|()| uuid)
+    }
+
+    /// Whether it is an instance of a GPU. The older of two functions says which GPU it is on and the newer one which device it is;
+    /// where only one of them is there, or they agree, its name decides.
+    pub(super) fn mig(&self, device: Ordinal, name: &str) -> Result<Mig, CudaError> {
+        let own = self.device_uuid(device)?;
+        let mut whole = [0; 16];
+        let asked = self.table.older_device_uuid.map(|ask| {
+            // SAFETY: writes 16 bytes to where the pointer points.
+            unsafe { ask(&raw mut whole, device) }
+        });
+        Ok(match asked {
+            Some(code::SUCCESS) if whole != own && whole != [0; 16] => Mig::Of(DeviceUuid(whole)),
+            _ if name.split_whitespace().any(|word| word == "MIG") => Mig::ByName,
+            _ => Mig::No,
+        })
     }
 
     /// Its memory in bytes.
@@ -164,14 +183,14 @@ impl Driver {
         let mut bytes = 0;
         // SAFETY: writes one number to where the pointer points.
         let answer = unsafe { (self.table.device_total_memory)(&raw mut bytes, device) };
-        self.check("state a GPU's memory", answer).map(|()| bytes as u64)
+        self.check_on(device, "state a GPU's memory", answer).map(|()| bytes as u64)
     }
 
     pub(super) fn attribute(&self, attribute: DeviceAttribute, device: Ordinal) -> Result<i32, CudaError> {
         let mut value = 0;
         // SAFETY: writes one number to where the pointer points.
         let answer = unsafe { (self.table.device_attribute)(&raw mut value, attribute as c_int, device) };
-        self.check("state what a GPU can do", answer).map(|()| value)
+        self.check_on(device, "state what a GPU can do", answer).map(|()| value)
     }
 
     /// Why a context of a device was refused.
@@ -185,31 +204,40 @@ impl Driver {
             // No context is lost that was never there.
             (code::UNKNOWN, _) => {
                 let (name, text) = self.words(answer);
-                CudaError::Refused { step: "open a GPU", code: answer, name, text }
+                CudaError::Refused { gpu: Which(Some(device)), step: "open a GPU", code: answer, name, text }
             }
-            (other, _) => self.error("open a GPU", other),
+            (other, _) => self.error(Which(Some(device)), "open a GPU", other),
         }
     }
 
     /// An error for every result but success.
     fn check(&self, step: &'static str, answer: types::Code) -> Result<(), CudaError> {
-        if answer == code::SUCCESS { Ok(()) } else { Err(self.error(step, answer)) }
+        if answer == code::SUCCESS { Ok(()) } else { Err(self.error(Which(None), step, answer)) }
     }
 
-    fn error(&self, step: &'static str, found: types::Code) -> CudaError {
-        if found == code::OUT_OF_MEMORY {
-            CudaError::OutOfMemory { step }
-        } else if error::is_sticky(found) {
-            self.lost(step, found)
-        } else {
-            let (name, text) = self.words(found);
-            CudaError::Refused { step, code: found, name, text }
+    /// The same of a call that is about a device.
+    fn check_on(&self, device: Ordinal, step: &'static str, answer: types::Code) -> Result<(), CudaError> {
+        if answer == code::SUCCESS { Ok(()) } else { Err(self.error(Which(Some(device)), step, answer)) }
+    }
+
+    fn error(&self, gpu: Which, step: &'static str, found: types::Code) -> CudaError {
+        let (name, text) = self.words(found);
+        match found {
+            code::OUT_OF_MEMORY => CudaError::OutOfMemory { gpu, step },
+            _ if error::is_sticky(found) => CudaError::Lost { gpu, step, code: found, name, text },
+            _ => CudaError::Refused { gpu, step, code: found, name, text },
         }
     }
 
-    fn lost(&self, step: &'static str, found: types::Code) -> CudaError {
+    fn lost(&self, device: Ordinal, step: &'static str, found: types::Code) -> CudaError {
         let (name, text) = self.words(found);
-        CudaError::Lost { step, code: found, name, text }
+        CudaError::Lost { gpu: Which(Some(device)), step, code: found, name, text }
+    }
+
+    /// Work of a device cannot be waited for.
+    fn unsettled(&self, device: Ordinal, step: &'static str, found: types::Code) -> CudaError {
+        let (name, text) = self.words(found);
+        CudaError::Unsettled { gpu: Which(Some(device)), step, code: found, name, text }
     }
 
     /// A result's name and text.

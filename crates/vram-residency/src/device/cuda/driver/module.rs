@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::sync::Arc;
 
+use super::kept::{Gift, Of};
+use super::table::Table;
 use super::types::{Address, JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, RawFunction, RawModule};
 use super::{Context, CudaError, Stream};
 
@@ -36,8 +38,7 @@ impl Module {
         name: &'static str,
         text: &str,
     ) -> Result<Arc<Self>, CudaError> {
-        let refused =
-            |reason: &str, log: &str| CudaError::Kernels { module: name, reason: reason.into(), log: log.into() };
+        let refused = |reason: &str, log: &str| context.kernels_refused(name, reason, log);
         let text = CString::new(text).map_err(|_| refused("a zero byte", "the text ends early"))?;
         let _current = context.enter()?;
         let mut log = vec![0_u8; LOG_BYTES];
@@ -81,9 +82,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
+        let raw = self.raw;
         // SAFETY: the module is this value's, and its functions hold it.
-        self.context.give_back("unload the kernels", &|| unsafe { (table.module_unload)(self.raw) });
+        let unload = move |table: &Table| unsafe { (table.module_unload)(raw) };
+        self.context.give_back(Gift::new("unload the kernels", Of::Context, unload));
     }
 }
 

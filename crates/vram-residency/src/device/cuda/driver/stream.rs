@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kept::{Gift, Of};
+use super::table::Table;
 use super::types::{Address, RawEvent, RawStream, STREAM_NON_BLOCKING};
 use super::{Context, CudaError};
 
@@ -47,18 +49,20 @@ impl Stream {
     /// Waits until all that was asked for is done.
     ///
     /// After an error as well: what is under way uses memory that its owner gives back next. Where it cannot be waited for,
-    /// the context is given up.
+    /// the context is given up, and nothing of it is given back before it could be.
     pub(in crate::device::cuda) fn wait(&self, step: &'static str) -> Result<(), CudaError> {
+        // Entered here too, since a context that is lost is entered by nobody else.
+        let _current = self.context.push();
         let ask = || {
             // SAFETY: the stream is this value's.
             let answer = unsafe { (self.context.driver.table.stream_synchronize)(self.raw) };
             self.context.check(step, answer)
         };
         let first = ask();
-        if first.is_ok() {
-            return first;
+        if first.is_err() {
+            ask().map_err(|error| self.context.give_up(step, error, self.raw))?;
         }
-        ask().map_err(|error| self.context.give_up(step, &error))?;
+        self.context.waited_for(self.raw);
         first
     }
 
@@ -105,6 +109,26 @@ impl Stream {
         self.context.check("copy from the GPU", answer)
     }
 
+    /// Fills the device's memory with a word, again and again. `start` is a multiple of 4, and of a last piece of less than 4
+    /// bytes nothing is written.
+    ///
+    /// # Safety
+    /// As for `wipe`.
+    pub(in crate::device::cuda) unsafe fn fill(
+        &self,
+        start: Address,
+        bytes: usize,
+        word: u32,
+    ) -> Result<(), CudaError> {
+        let words = bytes.checked_div(size_of::<u32>()).unwrap_or(0);
+        if words == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's.
+        let answer = unsafe { (self.context.driver.table.set_words)(start, word, words, self.raw) };
+        self.context.check("fill memory of the GPU", answer)
+    }
+
     /// Overwrites the device's memory with zeros.
     ///
     /// # Safety
@@ -121,9 +145,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
+        let raw = self.raw;
         // SAFETY: the stream is this value's; the driver finishes what is under way.
-        self.context.give_back("end a stream", &|| unsafe { (table.stream_destroy)(self.raw) });
+        let destroy = move |table: &Table| unsafe { (table.stream_destroy)(raw) };
+        self.context.give_back(Gift::new("end a stream", Of::Context, destroy));
     }
 }
 
@@ -181,8 +206,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
+        let raw = self.raw;
         // SAFETY: the event is this value's.
-        self.context.give_back("end an event", &|| unsafe { (table.event_destroy)(self.raw) });
+        let destroy = move |table: &Table| unsafe { (table.event_destroy)(raw) };
+        self.context.give_back(Gift::new("end an event", Of::Context, destroy));
     }
 }

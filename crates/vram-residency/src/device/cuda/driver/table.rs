@@ -9,12 +9,17 @@ use super::types::{
     RawHandle, RawModule, RawStream,
 };
 
-/// Declares the table: the functions' types, and how they are looked up.
+/// Declares the table: the functions' types, and how they are looked up. At last those that a driver may lack.
 macro_rules! table {
-    ($($name:ident = $symbol:literal ($($argument:ty),*);)*) => {
+    (
+        $($name:ident = $symbol:literal ($($argument:ty),*);)*
+        ; may be missing:
+        $($other:ident = $other_symbol:literal ($($other_argument:ty),*);)*
+    ) => {
         /// Functions of a driver library that stays loaded.
         pub(super) struct Table {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> Code,)*
+            $(pub(super) $other: Option<unsafe extern "C" fn($($other_argument),*) -> Code>,)*
         }
 
         impl Table {
@@ -27,6 +32,11 @@ macro_rules! table {
                         let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> Code>($symbol) };
                         *found.map_err(|_| $symbol)?
                     },)*
+                    $($other: {
+                        // SAFETY: as above.
+                        let found = unsafe { library.get::<unsafe extern "C" fn($($other_argument),*) -> Code>($other_symbol) };
+                        found.ok().map(|found| *found)
+                    },)*
                 })
             }
 
@@ -34,7 +44,10 @@ macro_rules! table {
             #[cfg(feature = "gpu-check")]
             pub(super) fn declared() -> Vec<super::header::Function> {
                 use super::header::{Described, Function};
-                vec![$(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] }),*]
+                vec![
+                    $(Function { symbol: $symbol, arguments: vec![$(<$argument>::described()),*] },)*
+                    $(Function { symbol: $other_symbol, arguments: vec![$(<$other_argument>::described()),*] },)*
+                ]
             }
         }
     };
@@ -56,6 +69,7 @@ table! {
 
     context_retain = "cuDevicePrimaryCtxRetain"(*mut RawContext, Ordinal);
     context_release = "cuDevicePrimaryCtxRelease_v2"(Ordinal);
+    context_state = "cuDevicePrimaryCtxGetState"(Ordinal, *mut c_uint, *mut c_int);
     context_push = "cuCtxPushCurrent_v2"(RawContext);
     context_pop = "cuCtxPopCurrent_v2"(*mut RawContext);
     context_priorities = "cuCtxGetStreamPriorityRange"(*mut c_int, *mut c_int);
@@ -83,6 +97,7 @@ table! {
     to_device = "cuMemcpyHtoDAsync_v2"(Address, *const c_void, usize, RawStream);
     to_host = "cuMemcpyDtoHAsync_v2"(*mut c_void, Address, usize, RawStream);
     set = "cuMemsetD8Async"(Address, c_uchar, usize, RawStream);
+    set_words = "cuMemsetD32Async"(Address, c_uint, usize, RawStream);
 
     stream_create = "cuStreamCreateWithPriority"(*mut RawStream, c_uint, c_int);
     stream_destroy = "cuStreamDestroy_v2"(RawStream);
@@ -102,4 +117,7 @@ table! {
         RawFunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, RawStream, *mut *mut c_void,
         *mut *mut c_void
     );
+
+    ; may be missing:
+    older_device_uuid = "cuDeviceGetUuid"(*mut [u8; 16], Ordinal);
 }

@@ -101,6 +101,12 @@ pub(in crate::device::cuda) mod code {
         EXTERNAL_DEVICE,
         UNKNOWN,
     ];
+
+    /// Whether the driver says with it that the device does nothing more for the context: that is known of neither of the
+    /// other results after which the context answers nothing.
+    pub(in crate::device::cuda) fn ends_all_work(found: Code) -> bool {
+        STICKY.contains(&found) && !matches!(found, DEINITIALIZED | UNKNOWN)
+    }
 }
 
 /// Attributes of a device.

@@ -5,6 +5,8 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::kept::{Gift, Of};
+use super::table::Table;
 use super::types::{
     Access, AccessDescription, Address, AllocationProperties, Code, DeviceAttribute, GRANULARITY_MINIMUM,
     HANDLE_TYPE_POSIX_FD, LOCATION_TYPE_DEVICE, Location, RawHandle, code,
@@ -20,7 +22,11 @@ pub(in crate::device::cuda) fn granularity(context: &Context) -> Result<u64, Cud
     })?;
     context.check("state the size of its pages", answer)?;
     // Zero, or no power of two, is no page size.
-    if bytes.is_power_of_two() { Ok(bytes as u64) } else { Err(context.driver.error("state the size of its pages", 1)) }
+    if bytes.is_power_of_two() {
+        Ok(bytes as u64)
+    } else {
+        context.check("state the size of its pages", code::INVALID_VALUE).map(|()| 0)
+    }
 }
 
 /// Calls with the properties of pinned memory: exportable where the device can, and again without that where the driver
@@ -59,9 +65,10 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
+        let handle = self.handle;
         // SAFETY: the handle is this value's, and no mapping of it is left: `Mapped` drops itself before its parts.
-        self.context.give_back("release a region", &|| unsafe { (table.release)(self.handle) });
+        let release = move |table: &Table| unsafe { (table.release)(handle) };
+        self.context.give_back(Gift::new("release a region", Of::Process, release));
     }
 }
 
@@ -85,9 +92,10 @@ impl Addresses {
 
 impl Drop for Addresses {
     fn drop(&mut self) {
-        let table = &self.context.driver.table;
+        let (start, bytes) = (self.start, self.bytes);
         // SAFETY: the range is this value's, and nothing is mapped in it any more.
-        self.context.give_back("free a region's addresses", &|| unsafe { (table.unreserve)(self.start, self.bytes) });
+        let unreserve = move |table: &Table| unsafe { (table.unreserve)(start, bytes) };
+        self.context.give_back(Gift::new("free a region's addresses", Of::Process, unreserve));
     }
 }
 
@@ -102,7 +110,7 @@ pub(in crate::device::cuda) struct Mapped {
 impl Mapped {
     /// An allocation of its own, readable and writable at first. `bytes` is a multiple of the granularity.
     pub(in crate::device::cuda) fn create(context: &Arc<Context>, bytes: u64) -> Result<Self, CudaError> {
-        let too_large = || CudaError::OutOfMemory { step: "address so large a region" };
+        let too_large = || context.out_of_memory("address so large a region");
         let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
         let _current = context.enter()?;
         let allocation = Allocation::create(context, bytes)?;
@@ -208,7 +216,7 @@ impl Mapped {
         let answer = unsafe { (context.driver.table.import_handle)(&raw mut handle, from, HANDLE_TYPE_POSIX_FD) };
         context.check("import a region", answer)?;
         let allocation = Allocation { context: Arc::clone(context), handle, exportable: true };
-        let bytes = usize::try_from(bytes).map_err(|_| CudaError::OutOfMemory { step: "address so large a region" })?;
+        let bytes = usize::try_from(bytes).map_err(|_| context.out_of_memory("address so large a region"))?;
         Self::map(context, allocation, bytes, access)
     }
 
@@ -219,8 +227,10 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        let (table, range) = (&self.addresses.context.driver.table, &self.addresses);
+        let Addresses { context, start, bytes } = &self.addresses;
+        let (start, bytes) = (*start, *bytes);
         // SAFETY: this value's own mapping, which nobody uses any more: regions wait for their work before they go.
-        self.addresses.context.give_back("unmap a region", &|| unsafe { (table.unmap)(range.start, range.bytes) });
+        let unmap = move |table: &Table| unsafe { (table.unmap)(start, bytes) };
+        context.give_back(Gift::new("unmap a region", Of::Process, unmap));
     }
 }

@@ -162,7 +162,7 @@ impl Kernels {
     pub fn sweep(&self, gpu: &Gpu, memory: &Memory, sweep: Sweep<'_>) -> Result<(Duration, Vec<u8>), CudaError> {
         let Sweep { kind, key, bytes, launch_blocks } = sweep;
         if bytes > memory.bytes() {
-            return Err(CudaError::OutOfMemory { step: "sweep over more memory than there is" });
+            return Err(gpu.context().out_of_memory("sweep over more memory than there is"));
         }
         let (blocks, most) = (block_count(bytes), u64::from(launch_blocks.max(1)));
         let launches = blocks.div_ceil(most);
@@ -269,7 +269,7 @@ impl Kernels {
             Foreground::Multiply(memory, n) => {
                 let matrix = u64::from(*n).saturating_mul(u64::from(*n)).saturating_mul(4);
                 if *n == 0 || !n.is_multiple_of(32) || matrix.saturating_mul(3) > memory.bytes() {
-                    return Err(CudaError::OutOfMemory { step: "multiply matrices larger than their memory" });
+                    return Err(gpu.context().out_of_memory("multiply matrices larger than their memory"));
                 }
                 let a = memory.start();
                 let (b, c) = (a.plus(matrix), a.plus(matrix.saturating_mul(2)));

@@ -5,7 +5,7 @@
 //! for its work, and every range is checked, so all of it is safe to call.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,12 @@ pub use kernels::{Compiled, Foreground, Kernels, Kind, Sweep, TEXTS};
 /// Why there is no answer: it cannot be started, failed, took longer than `limit`, or said more than 64 KiB.
 pub fn answer_of(command: &mut Command, limit: Duration) -> Result<String, String> {
     child::answer_of(command, limit)
+}
+
+/// The door of the service through which processes share GPUs (MPS), where it is there.
+#[must_use]
+pub fn shared_by() -> Option<PathBuf> {
+    super::write_test::shared_by()
 }
 
 /// What the driver answered to a call: 0 is success.
@@ -209,7 +215,7 @@ impl Gpu {
     /// # Errors
     /// The driver refuses, or lacks the function.
     pub fn allocate(&self, kind: MemoryKind, bytes: u64) -> Result<Memory, CudaError> {
-        let length = usize::try_from(bytes).map_err(|_| CudaError::OutOfMemory { step: "allocate so much memory" })?;
+        let length = usize::try_from(bytes).map_err(|_| self.context().out_of_memory("allocate so much memory"))?;
         let extra = Arc::clone(&self.extra);
         let (backing, bytes) = match kind {
             MemoryKind::Virtual => {
@@ -462,7 +468,13 @@ impl Drop for Memory {
         match &mut self.backing {
             // SAFETY: this value's own, and every call waits for its work.
             Backing::Managed(extra, start) => unsafe { extra.free(*start) },
-            Backing::Registered(extra, memory) => extra.unregister(memory),
+            Backing::Registered(extra, memory) => {
+                extra.unregister(memory);
+                if extra.context.is_unsettled() {
+                    // Work that nobody could wait for may use it.
+                    std::mem::forget(std::mem::take(memory));
+                }
+            }
             Backing::Virtual(_) | Backing::Plain(_) => {}
         }
     }

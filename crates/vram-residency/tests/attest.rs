@@ -3,12 +3,18 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use audit_logging::Options;
+use support::moody::Moody;
 use support::word::{NONCE, SECOND, attest, attest_key, believed_as_it_is_alone, fresh, nonce, policy};
-use support::{disk_dir, events, id, manager, names};
-use vram_residency::attest::{AttestKey, Policy, Refusal, check};
+use support::{disk_dir, events, id, manager, names, small_log};
+use vram_residency::attest::{AttestKey, Policy as Rules, Refusal, check};
+use vram_residency::audit::AuditTrail;
 use vram_residency::device::{Protection, Residency};
 use vram_residency::digest::{Digest, Expected};
-use vram_residency::{Error, ShardState};
+use vram_residency::{Error, Policy, ShardState};
 
 #[test]
 fn an_attestation_says_what_is_resident_and_is_on_record_before_it_is_handed_out() {
@@ -65,13 +71,13 @@ fn what_is_replayed_stale_or_of_another_key_or_policy_is_refused() {
     let made = attest(&[&manager], &[fresh(&manager, &shard, "one.bin")]).unwrap();
     let now = shard.last_verified_ns() + SECOND;
     let good = policy(&[&shard]);
-    let judged = |change: &dyn Fn(&mut Policy), asked: Option<&str>, now: u64| {
+    let judged = |change: &dyn Fn(&mut Rules), asked: Option<&str>, now: u64| {
         let mut policy = good.clone();
         change(&mut policy);
         let asked = asked.map(nonce);
         check(made.envelope.as_bytes(), &policy, asked.as_ref(), now).map(|_| ())
     };
-    let same = |_: &mut Policy| ();
+    let same = |_: &mut Rules| ();
     assert_eq!(judged(&same, Some(NONCE), now), Ok(()));
     macro_rules! refused {
         ($pattern:pat, $change:expr, $asked:expr, $now:expr) => {
@@ -119,7 +125,7 @@ fn memory_that_is_worse_than_the_policy_asks_for_is_refused() {
     let now = shard.last_verified_ns() + SECOND;
     let mut good = policy(&[&shard]);
     let checked = check(made.envelope.as_bytes(), &good, None, now).unwrap();
-    let judged = |residency, protection, policy: &Policy| {
+    let judged = |residency, protection, policy: &Rules| {
         let mut statement = checked.statement.clone();
         statement.predicate.shards[0].residency = residency;
         statement.predicate.shards[0].protection = protection;
@@ -155,13 +161,32 @@ fn nothing_is_attested_of_what_is_not_verified() {
 #[test]
 fn a_worker_that_loses_its_records_attests_nothing() {
     let dir = disk_dir();
-    let options = audit_logging::Options::default();
+    let options = Options::default();
     let nowhere = dir.path().join("file");
     std::fs::write(&nowhere, b"no directory").unwrap();
-    let trail = vram_residency::audit::AuditTrail::open_or_degraded(&nowhere, options);
-    let manager = support::manager_with(support::host(1 << 20), trail, vram_residency::Policy::default());
+    let trail = AuditTrail::open_or_degraded(&nowhere, options);
+    let manager = support::manager_with(support::host(1 << 20), trail, Policy::default());
     let shard = manager.seal_model(id("one"), "org/m", b"weights").unwrap();
     let fresh = fresh(&manager, &shard, "one.bin");
     let refused = attest(&[&manager], &[fresh]).unwrap_err();
     assert!(matches!(refused, Error::NotAttested { state: ShardState::Unverified, .. }), "{refused}");
+}
+
+/// Also where the disk takes longer than critical records may, and the policy requires none of them.
+#[test]
+fn an_attestation_leaves_when_its_record_is_on_disk() {
+    let dir = disk_dir();
+    let disk = Moody::default();
+    let log = Options { vfs: Arc::new(disk.clone()), critical_deadline: Duration::from_millis(1), ..small_log() };
+    let trail = AuditTrail::open_with(dir.path(), log).unwrap();
+    let manager = support::manager_with(support::host(1 << 20), trail, Policy::default());
+    let shard = manager.seal_model(id("one"), "org/m", b"weights").unwrap();
+    let fresh = fresh(&manager, &shard, "one.bin");
+    manager.trail().flush(Duration::from_secs(60)).unwrap();
+    disk.syncs_take(Duration::from_millis(200));
+    attest(&[&manager], &[fresh]).unwrap();
+    let status = manager.trail().log_status().unwrap();
+    assert_eq!((status.durable, status.queued), (status.records, 0), "{status:?}");
+    disk.syncs_take(Duration::ZERO);
+    assert_eq!(names(&events(dir.path())).last(), Some(&"AttestationMade"));
 }

@@ -89,10 +89,8 @@ impl VramManager {
             shards: count as u64,
             key: Text(&key.public().id()),
         })?;
-        if require_audit && !signer.policy.require_audit {
-            // The rule of another of them.
-            signer.trail.flush(REQUIRED_FLUSH).map_err(Error::Audit)?;
-        }
+        // Whatever the policy requires: a word that cannot be taken back is on disk before it leaves.
+        signer.trail.flush(REQUIRED_FLUSH).map_err(Error::Audit)?;
         signer.metrics.attestations.increment(1);
         Ok(Attestation { envelope, digest, audit_log })
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use audit_logging::vfs::{Access, Identity, Locked, VfsFile};
 use audit_logging::{Disk, Vfs};
@@ -16,6 +17,8 @@ pub struct Moody {
     error: Arc<AtomicI32>,
     /// What is written with this in it is refused.
     refused: Arc<Mutex<Option<&'static str>>>,
+    /// What each sync takes at least.
+    sync: Arc<Mutex<Duration>>,
 }
 
 impl Moody {
@@ -26,6 +29,11 @@ impl Moody {
     /// Until it is told otherwise.
     pub fn refuses(&self, words: Option<&'static str>) {
         *self.refused.lock().unwrap() = words;
+    }
+
+    /// From now on.
+    pub fn syncs_take(&self, time: Duration) {
+        *self.sync.lock().unwrap() = time;
     }
 
     fn check(&self) -> io::Result<()> {
@@ -54,6 +62,7 @@ impl VfsFile for MoodyFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.1.check()?;
+        std::thread::sleep(*self.1.sync.lock().unwrap());
         self.0.sync_data()
     }
     fn length(&self) -> io::Result<u64> {

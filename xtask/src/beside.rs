@@ -74,16 +74,24 @@ impl Drop for Beside {
         while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(10));
         }
+        // Also what a program that ended well left behind.
+        end_group(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Ends every process of a group. Every shell can; there may be no program for it.
+fn end_group(leader: u32) {
+    let kill = format!("kill -KILL -- -{leader} 2>/dev/null");
+    let _ = Command::new("/bin/sh").args(["-c", &kill]).stdin(Stdio::null()).status();
 }
 
 /// `xtask beside run PROGRAM` and `xtask beside step NAME`: in the group's first process.
 pub fn inside(words: &[String]) -> Result<()> {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", std::process::id())]).status();
+        end_group(std::process::id());
     });
     match words {
         [how, program] if how == "run" => {

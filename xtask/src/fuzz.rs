@@ -102,6 +102,8 @@ pub fn campaign(ctx: &Ctx, seconds: Option<u64>, chosen: Option<&str>) -> Result
     let results = results.into_inner().unwrap_or_default();
     for (name, result) in &results {
         match result {
+            // One that tries nothing finds nothing.
+            Ok(summary) if summary.runs == 0 => failed.push(*name),
             Ok(summary) => runs += summary.runs,
             Err(error) => {
                 say(&format!("{name}: {error:#}"));

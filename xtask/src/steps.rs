@@ -265,6 +265,8 @@ fn demo_outcome(line: &str) -> Result<()> {
 /// Sums up the `test result:` lines of several runs of `cargo test`.
 #[derive(Default)]
 pub struct Count {
+    /// Summaries that say so.
+    pub good: u64,
     pub passed: u64,
     ignored: u64,
 }
@@ -291,6 +293,7 @@ impl Count {
             let part = rest.split([';', '.']).map(str::trim).find_map(|part| part.strip_suffix(what));
             part.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
         };
+        self.good += u64::from(rest.starts_with("ok"));
         self.passed += number(" passed");
         self.ignored += number(" ignored");
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Package and test. They compute on one processor: two at a time. No test here has a limit of less than many seconds. The
 /// longest first.
@@ -35,6 +35,9 @@ const WAITING: &[(&str, &str)] = &[
     ("audit-logging", "prune"),
     ("audit-logging", "publish_kill"),
 ];
+
+/// Longer than any of them takes on a machine that is ten times as slow.
+const HANGS: Duration = Duration::from_secs(1200);
 
 /// One test program.
 #[derive(Debug)]
@@ -76,24 +79,31 @@ fn build(ctx: &Ctx) -> Result<Vec<Program>> {
     build.args(["test", "--workspace", "--all-targets", "--no-run"]);
     run(&mut build)?; // for people
     let said = capture(build.arg("--message-format=json"))?;
-    let programs = said.lines().filter_map(|line| Program::parse(ctx, &serde_json::from_str(line).ok()?));
-    let programs: Vec<Program> = programs.collect();
+    let messages = said.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str::<Value>);
+    let mut programs = Vec::new();
+    for message in messages {
+        programs.extend(Program::parse(ctx, &message?)?);
+    }
     if programs.is_empty() { bail!("`{}` names no test", shown(&build)) } else { Ok(programs) }
 }
 
 impl Program {
     /// Out of what cargo says of one thing that it built, if that is a test.
-    fn parse(ctx: &Ctx, message: &Value) -> Option<Self> {
-        let path = PathBuf::from(message["executable"].as_str()?);
+    fn parse(ctx: &Ctx, message: &Value) -> Result<Option<Self>> {
+        let Some(path) = message["executable"].as_str().map(PathBuf::from) else { return Ok(None) };
         if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
-            return None;
+            return Ok(None);
         }
-        let dir = Path::new(message["manifest_path"].as_str()?).parent()?.to_path_buf();
-        let package = dir.file_name()?.to_string_lossy().into_owned();
-        let source = Path::new(message["target"]["src_path"].as_str()?).strip_prefix(&dir).ok()?.display().to_string();
+        // A test that is not understood is not left out.
+        let told =
+            |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("what test is {message}?"));
+        let (manifest, source) = (told(&message["manifest_path"])?, told(&message["target"]["src_path"])?);
+        let dir = Path::new(&manifest).parent().context("a manifest lies in a folder")?.to_path_buf();
+        let package = dir.file_name().context("a package has a name")?.to_string_lossy().into_owned();
+        let source = Path::new(&source).strip_prefix(&dir).unwrap_or(Path::new(&source)).display().to_string();
         let source = if source.starts_with("tests/") { source } else { format!("unittests {source}") };
         let path = path.strip_prefix(&ctx.root).map(Path::to_path_buf).unwrap_or(path);
-        Some(Self { package, name: message["target"]["name"].as_str()?.to_owned(), source, dir, path })
+        Ok(Some(Self { package, name: told(&message["target"]["name"])?, source, dir, path }))
     }
 
     /// As cargo names it.
@@ -104,6 +114,11 @@ impl Program {
     /// Where it is, seen from anywhere.
     fn program(&self, ctx: &Ctx) -> PathBuf {
         ctx.root.join(&self.path)
+    }
+
+    /// One that ended well must have said so, too: a test can end its whole program.
+    fn has_reported(&self, said_so: bool) -> Result<()> {
+        if said_so { Ok(()) } else { bail!("{} ended without its summary: what ended it?", self.source) }
     }
 
     /// What cargo tells a test when it runs.
@@ -126,7 +141,9 @@ fn take(programs: &mut Vec<Program>, names: &[(&str, &str)]) -> Result<VecDeque<
 fn alone(ctx: &Ctx, program: &Program, count: &mut Count) -> Result<()> {
     say(&program.heading());
     let mut command = ctx.command(program.program(ctx));
-    count.run_as_it_is(command.current_dir(&program.dir).envs(program.environment()))
+    let before = count.good;
+    count.run_as_it_is(command.current_dir(&program.dir).envs(program.environment()))?;
+    program.has_reported(count.good > before)
 }
 
 /// Runs the programs of each queue one after the other, so many at a time, beside those of the other queues. What each says
@@ -141,20 +158,25 @@ fn beside_each_other(ctx: &Ctx, queues: Vec<(usize, VecDeque<Program>)>, count: 
                 let Some(program) = queue.pop_front() else { break };
                 let name = format!("{}-{}", program.package, program.name);
                 let started = Beside::program(ctx, &name, &program.program(ctx), &program.dir, &program.environment())?;
-                running.push((program, started));
+                running.push((program, started, Instant::now()));
             }
             let mut still = Vec::new();
-            for (program, mut started) in running.drain(..) {
-                let Some(is_well) = started.ended()? else {
-                    still.push((program, started));
-                    continue;
+            for (program, mut started, begun) in running.drain(..) {
+                let is_well = match started.ended()? {
+                    None if begun.elapsed() < HANGS => {
+                        still.push((program, started, begun));
+                        continue;
+                    }
+                    is_well => is_well,
                 };
                 say(&program.heading());
-                let said = started.said()?;
+                let (said, before) = (started.said()?, count.good);
                 said.lines().for_each(|line| count.add(line));
                 say(&said);
-                if !is_well {
-                    bail!("{} failed; `{}` runs it alone", program.source, program.path.display());
+                match is_well {
+                    Some(true) => program.has_reported(count.good > before)?,
+                    Some(false) => bail!("{} failed; `{}` runs it alone", program.source, program.path.display()),
+                    None => bail!("{} hangs: it runs for {HANGS:?}, and is ended", program.source),
                 }
             }
             *running = still;
@@ -174,22 +196,35 @@ mod tests {
                "executable":"/r/target/debug/deps/serve-1","target":{"name":"serve","src_path":source}})
     }
 
+    fn parsed(ctx: &Ctx, message: &Value) -> Option<Program> {
+        Program::parse(ctx, message).unwrap()
+    }
+
+    #[test]
+    fn a_test_that_is_not_understood_is_an_error() {
+        let ctx = Ctx { root: PathBuf::from("/r"), target: PathBuf::from("/r/target") };
+        let mut strange = artifact(true, "/elsewhere/serve.rs");
+        assert_eq!(parsed(&ctx, &strange).unwrap().source, "unittests /elsewhere/serve.rs");
+        strange["target"]["name"] = Value::Null;
+        assert!(Program::parse(&ctx, &strange).is_err());
+    }
+
     #[test]
     fn tests_are_told_from_what_else_is_built() {
         let ctx = Ctx { root: PathBuf::from("/r"), target: PathBuf::from("/r/target") };
-        let found = Program::parse(&ctx, &artifact(true, "/r/crates/vram/tests/serve.rs")).unwrap();
+        let found = parsed(&ctx, &artifact(true, "/r/crates/vram/tests/serve.rs")).unwrap();
         assert_eq!((found.package.as_str(), found.name.as_str()), ("vram", "serve"));
         assert_eq!(found.heading(), "     Running tests/serve.rs (target/debug/deps/serve-1)\n");
         assert_eq!(found.program(&ctx), Path::new("/r/target/debug/deps/serve-1"));
-        assert!(Program::parse(&ctx, &artifact(false, "/r/crates/vram/src/main.rs")).is_none());
-        let own = Program::parse(&ctx, &artifact(true, "/r/crates/vram/src/main.rs")).unwrap();
+        assert!(parsed(&ctx, &artifact(false, "/r/crates/vram/src/main.rs")).is_none());
+        let own = parsed(&ctx, &artifact(true, "/r/crates/vram/src/main.rs")).unwrap();
         assert_eq!(own.source, "unittests src/main.rs");
     }
 
     #[test]
     fn what_was_renamed_is_missed() {
         let ctx = Ctx { root: PathBuf::from("/r"), target: PathBuf::from("/r/target") };
-        let all = || vec![Program::parse(&ctx, &artifact(true, "/r/crates/vram/tests/serve.rs")).unwrap()];
+        let all = || vec![parsed(&ctx, &artifact(true, "/r/crates/vram/tests/serve.rs")).unwrap()];
         assert_eq!(take(&mut all(), &[("vram", "serve")]).unwrap().len(), 1);
         assert!(take(&mut all(), &[("vram", "served")]).is_err());
     }

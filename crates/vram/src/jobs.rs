@@ -111,7 +111,9 @@ pub(crate) fn places(jobs: &[Job], targets: &[Target<'_>]) -> Result<Vec<usize>,
     if let Some(places) = devices::spread(&sizes, &rooms) {
         return Ok(places);
     }
-    let roomiest = (0..targets.len()).max_by_key(|place| rooms.get(*place)).unwrap_or(0);
+    let usable = |place: &usize| targets.get(*place).is_some_and(|target| target.is_usable);
+    // Of equal rooms the first.
+    let roomiest = (0..targets.len()).rev().max_by_key(|place| (usable(place), rooms.get(*place))).unwrap_or(0);
     if jobs.len() == 1 || targets.iter().all(|target| !target.is_usable) {
         return Ok(vec![roomiest; jobs.len()]);
     }

@@ -110,7 +110,7 @@ impl Keepers {
 
     /// Which devices only a restart can use again.
     pub(super) fn lost(&self) -> impl Iterator<Item = String> {
-        self.iter().filter_map(|keeper| Some(format!("{}: {}", keeper.name(), keeper.manager.device_lost()?)))
+        self.iter().filter_map(|keeper| keeper.manager.device_lost())
     }
 
     /// Which devices are not trusted any more.

@@ -40,15 +40,20 @@ impl Registry {
         Ok(self.view(&shard))
     }
 
-    /// Verifies all shards, in one sweep on each device and on all devices at once, each with an outcome of its own, in the order of their names. The policy acts on
-    /// those that fail.
+    /// Verifies all shards, in one sweep on each device and on all devices at once, each with an outcome of its own, in the
+    /// order of their names. The policy acts on those that fail.
     pub(in crate::serve) fn verify_all(&self) -> Result<Vec<Outcome>, Failure> {
         let _turn = self.keepers.begin_verifying()?;
         let mut outcomes = Vec::new();
-        let mut shards = Vec::new();
+        let mut of_devices: Vec<(Arc<Keeper>, Vec<SealedShard>)> = Vec::new();
         for (shard_id, place) in lock(&self.places).iter() {
             match &place.held {
-                Held::Sealed(shard) => shards.push(shard.clone()),
+                Held::Sealed(shard) => {
+                    match of_devices.iter_mut().find(|(keeper, _)| Arc::ptr_eq(keeper, &place.keeper)) {
+                        Some((_, shards)) => shards.push(shard.clone()),
+                        None => of_devices.push((Arc::clone(&place.keeper), vec![shard.clone()])),
+                    }
+                }
                 Held::Unsealed(unsealed) => {
                     let reason = unsealed.reason();
                     let message =
@@ -58,16 +63,11 @@ impl Registry {
                 Held::Busy => outcomes.push((*shard_id, Outcome::not(*shard_id, busy(shard_id)))),
             }
         }
-        if shards.is_empty() && outcomes.is_empty() {
+        if of_devices.is_empty() && outcomes.is_empty() {
             let message = "nothing was verified: no shard is resident; vram load FILE loads one";
             return Err(Failure::new("no-shard", message));
         }
         let told = Mutex::new(outcomes);
-        let of_devices = self.keepers.iter().map(|keeper| {
-            let own: Vec<_> = shards.extract_if(.., |shard| keeper.manager.holds(shard)).collect();
-            (Arc::clone(keeper), own)
-        });
-        let of_devices = of_devices.filter(|(_, own)| !own.is_empty()).collect();
         side_by_side(of_devices, &|keeper, own| self.verify_on(keeper, own, &told));
         let mut outcomes = told.into_inner().unwrap_or_else(PoisonError::into_inner);
         outcomes.sort_by_key(|(shard_id, _)| *shard_id);

@@ -83,7 +83,7 @@ impl Drop for Beside {
 
 /// Ends every process of a group. Every shell can; there may be no program for it.
 fn end_group(leader: u32) {
-    let kill = format!("kill -KILL -- -{leader} 2>/dev/null");
+    let kill = format!("kill -s KILL -- -{leader} 2>/dev/null"); // in the words of POSIX
     let _ = Command::new("/bin/sh").args(["-c", &kill]).stdin(Stdio::null()).status();
 }
 

@@ -142,8 +142,10 @@ pub enum Error {
         data_start: u64,
     },
     /// Faults kept coming back on the device.
-    #[error("the device is quarantined: {reason}; replace or reset it, then restart")]
+    #[error("{device} is quarantined: {reason}; replace or reset it, then restart")]
     DeviceQuarantined {
+        /// What the device is called.
+        device: Box<str>,
         /// Which faults.
         reason: Box<str>,
     },

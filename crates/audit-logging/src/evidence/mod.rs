@@ -265,7 +265,12 @@ impl fmt::Display for Violation {
         if !self.detail.is_empty() {
             write!(f, " ({})", self.detail)?;
         }
-        f.write_str(": keep everything as evidence and compare it with a replica")
+        f.write_str(": keep everything as evidence and compare it with a replica")?;
+        // What a key that was made just now looks like.
+        if self.what == What::NoCheckpoint {
+            f.write_str("; where the log was not written since its key was made, start its writer anew first")?;
+        }
+        Ok(())
     }
 }
 

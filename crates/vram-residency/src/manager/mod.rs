@@ -367,7 +367,10 @@ impl Worker {
     /// Refuses where the device is quarantined.
     pub(crate) fn device_is_trusted(&self) -> Result<(), Error> {
         match self.quarantined.get() {
-            Some(reason) => Err(Error::DeviceQuarantined { reason: reason.clone() }),
+            Some(reason) => {
+                let device = self.device.name().into();
+                Err(Error::DeviceQuarantined { device, reason: reason.clone() })
+            }
             None => Ok(()),
         }
     }

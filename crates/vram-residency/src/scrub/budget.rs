@@ -59,7 +59,9 @@ impl serde::Serialize for Budget {
 
 /// The text is no budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a budget is unlimited, a share of one thread's time such as 5%, or a speed such as 200MiB/s")]
+#[error(
+    "a budget is unlimited, a share of one thread's time above 0% and at most 100% such as 5%, or a speed such as 200MiB/s"
+)]
 pub struct ParseBudgetError;
 
 impl FromStr for Budget {

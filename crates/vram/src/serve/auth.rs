@@ -40,7 +40,7 @@ impl Token {
             return Err(Failure::new(
                 "token",
                 format!(
-                    "the token {shown} must have {SHORTEST} or more letters and digits; make it with: {MAKE_TOKEN}"
+                    "the token {shown} must have {SHORTEST} or more printable characters and no blanks; make it with: {MAKE_TOKEN}"
                 ),
             ));
         }

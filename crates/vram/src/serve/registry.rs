@@ -259,7 +259,8 @@ impl Registry {
             None => Ok(report),
             Some(reason) => {
                 let blocks = jobs::count(report.repaired.len(), "block");
-                let message = format!("{blocks} of '{shard_id}' repaired, but the device is quarantined: {reason}");
+                let name = keeper.name();
+                let message = format!("{blocks} of '{shard_id}' repaired, but {name} is quarantined: {reason}");
                 Err(Failure::integrity("device-quarantined", message))
             }
         }

@@ -19,7 +19,7 @@ use crate::model::TensorTable;
 use crate::seal::{Signature, Statement};
 use crate::shard_id::ShardId;
 
-pub(crate) use self::lending::Writable;
+pub(crate) use self::lending::{Lowered, Writable};
 pub use self::state::ShardState;
 
 /// A shard that is resident, immutable and signed for.

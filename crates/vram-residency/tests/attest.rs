@@ -4,14 +4,14 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use audit_logging::Options;
 use support::moody::Moody;
 use support::word::{NONCE, SECOND, attest, attest_key, believed_as_it_is_alone, fresh, nonce, policy};
 use support::{disk_dir, events, id, manager, names, small_log};
 use vram_residency::attest::{AttestKey, Policy as Rules, Refusal, check};
-use vram_residency::audit::AuditTrail;
+use vram_residency::audit::{AuditTrail, TrailError, TrailHealth};
 use vram_residency::device::{Protection, Residency};
 use vram_residency::digest::{Digest, Expected};
 use vram_residency::{Error, Policy, ShardState};
@@ -189,4 +189,45 @@ fn an_attestation_leaves_when_its_record_is_on_disk() {
     assert_eq!((status.durable, status.queued), (status.records, 0), "{status:?}");
     disk.syncs_take(Duration::ZERO);
     assert_eq!(names(&events(dir.path())).last(), Some(&"AttestationMade"));
+}
+
+/// The disk stalls beyond the deadline, fails, and is well again before anybody asks whether the record is on it.
+#[test]
+fn an_attestation_whose_record_was_lost_does_not_leave_once_the_log_is_well_again() {
+    let dir = disk_dir();
+    let disk = Moody::default();
+    let log = Options {
+        vfs: Arc::new(disk.clone()),
+        critical_deadline: Duration::from_millis(1),
+        retry_after: Duration::from_millis(20),
+        ..small_log()
+    };
+    let trail = AuditTrail::open_with(dir.path(), log).unwrap();
+    let manager = support::manager_with(support::host(1 << 20), trail.clone(), Policy::default());
+    let shard = manager.seal_model(id("one"), "org/m", b"weights").unwrap();
+    let fresh = fresh(&manager, &shard, "one.bin");
+    trail.flush(Duration::from_secs(60)).unwrap();
+    disk.syncs_take(Duration::from_millis(200));
+    let wait_for = |what: &str, holds: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let (moods, log) = (disk.clone(), trail.clone());
+    trail.tap(Arc::new(move |_, leaf| {
+        if !String::from_utf8_lossy(leaf).contains("AttestationMade") {
+            return;
+        }
+        moods.fails_with(libc::EIO);
+        wait_for("it is lost", &|| log.log_status().unwrap().failures > 0);
+        moods.syncs_take(Duration::ZERO);
+        moods.fails_with(0);
+        wait_for("the log resumes", &|| log.health() == TrailHealth::Good);
+    }));
+    let refused = attest(&[&manager], &[fresh]).unwrap_err();
+    assert!(matches!(refused, Error::Audit(TrailError::Lost)), "{refused}");
+    assert!(!names(&events(dir.path())).contains(&"AttestationMade"));
+    trail.close(Duration::from_secs(30)).unwrap();
 }

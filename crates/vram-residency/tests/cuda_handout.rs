@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -23,14 +24,14 @@ use support::{disk_dir, events, id, names, small_log};
 use vram_residency::attest::envelope::Envelope;
 use vram_residency::attest::statement::{Software, Statement};
 use vram_residency::attest::{AttestKey, AttestRequest, Fresh};
-use vram_residency::audit::{AuditTrail, TrailHealth};
+use vram_residency::audit::{AuditTrail, TrailError, TrailHealth};
 use vram_residency::device::conformance::Pattern;
 use vram_residency::device::{CudaDevice, Export, Protection, Tested};
 use vram_residency::digest::BLOCK_BYTES;
 use vram_residency::policy::Violation;
 use vram_residency::scrub::{Budget, ScrubOptions, Scrubber};
 use vram_residency::seal::parse_record;
-use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
+use vram_residency::{Error, ManagerOptions, Policy, SealedShard, ShardState, VramManager};
 
 #[test]
 fn what_was_handed_out_is_advisory_until_it_is_loaded_anew_and_goes_on_to_be_verified() {
@@ -276,8 +277,8 @@ fn clients_that_attach_at_once_lower_it_once_and_no_attestation_behind_that_says
     }
 }
 
-/// Nothing leaves whose records are not on disk, whatever the policy says. What the log says of the protection and what the shard says of it agree, whichever of
-/// the records is lost, and the next client lowers it once.
+/// Nothing leaves whose records are not on disk, whatever the policy says. What the log says of the protection and what the shard
+/// says of it agree, whichever of the records is lost, and the next client's hand-out says it, be it once more.
 #[test]
 fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log() {
     let _emulator = Emulator::lock(Plan::default());
@@ -322,7 +323,7 @@ fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log
         let events = events(dir.path());
         assert_eq!(
             (count(&events, "ProtectionLowered"), count(&events, "ShardAttached")),
-            (1, 1),
+            (1 + usize::from(is_lowered), 1),
             "{require_audit} {lost}"
         );
     }
@@ -357,4 +358,105 @@ fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(shard.writable_since_ns().is_some());
+}
+
+/// A log on a disk with moods, critical deadlines as everybody has them, and a shard in it that is on record.
+fn on_a_moody_disk(dir: &Path) -> (Moody, VramManager, SealedShard) {
+    let disk = Moody::default();
+    let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+    let manager = try_manager_with(AuditTrail::open_with(dir, log).unwrap(), Policy::default()).unwrap();
+    let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
+    manager.trail().flush(Duration::from_secs(30)).unwrap();
+    (disk, manager, shard)
+}
+
+/// Has something done as soon as the first such event is emitted.
+fn once(trail: &AuditTrail, event: &'static str, action: impl Fn() + Send + Sync + 'static) {
+    let is_due = AtomicBool::new(true);
+    trail.tap(Arc::new(move |_, leaf| {
+        let leaf: Value = serde_json::from_slice(leaf).unwrap();
+        if leaf["event"] == event && is_due.swap(false, Ordering::SeqCst) {
+            action();
+        }
+    }));
+}
+
+fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A disk that stalls beyond the deadline of critical records, and then fails: that it is lowered was perhaps on record, and is
+/// not.
+#[test]
+fn after_a_stall_that_ends_in_a_loss_it_is_on_record_that_it_is_lowered_before_the_next_client_has_it() {
+    let _emulator = Emulator::lock(Plan::default());
+    // Less, and more, than a hand-out waits for the disk.
+    for stall in [400, 1500] {
+        let dir = disk_dir();
+        let (disk, manager, shard) = on_a_moody_disk(dir.path());
+        disk.syncs_take(Duration::from_millis(stall));
+        let failing = disk.clone();
+        once(manager.trail(), "ProtectionLowered", move || failing.fails_with(libc::EIO));
+        let handed = manager.hand_out(&shard, 1, 1);
+        assert!(matches!(handed, Err(Error::Audit(_))), "{stall}: {handed:?}");
+        assert_eq!(shard.protection(), Protection::Advisory, "{stall}: the log may come to say so");
+        wait_for("it is lost", || manager.trail().log_status().unwrap().failures > 0);
+        disk.syncs_take(Duration::ZERO);
+        disk.fails_with(0);
+        wait_for("the log resumes", || manager.trail().health() == TrailHealth::Good);
+        for client in [2, 3] {
+            drop(manager.hand_out(&shard, client, client).unwrap());
+        }
+        drop((shard, manager));
+        let events = events(dir.path());
+        let told: Vec<_> = names(&events).into_iter().filter(|name| *name != "VramDeallocated").collect();
+        assert!(told.ends_with(&["ProtectionLowered", "ShardAttached", "ShardAttached"]), "{stall}: {told:?}");
+        assert_eq!(count(&events, "ProtectionLowered"), 1, "{stall}: once it is on disk it is not said again");
+    }
+}
+
+#[test]
+fn what_comes_on_record_as_lent_after_it_was_refused_is_on_record_as_not_lent() {
+    let _emulator = Emulator::lock(Plan::default());
+    let dir = disk_dir();
+    let (disk, manager, shard) = on_a_moody_disk(dir.path());
+    disk.syncs_take(Duration::from_millis(1500));
+    let handed = manager.hand_out(&shard, 7, 8);
+    assert!(matches!(handed, Err(Error::Audit(TrailError::Late))), "{handed:?}");
+    disk.syncs_take(Duration::ZERO);
+    manager.trail().flush(Duration::from_secs(30)).unwrap();
+    drop((shard, manager));
+    let events = events(dir.path());
+    let of = |name: &str| events.iter().find(|event| event["event"] == name).unwrap();
+    let (attached, detached) = (of("ShardAttached"), of("ShardDetached"));
+    for field in ["shard_id", "digest", "client", "lease"] {
+        assert_eq!(attached[field], detached[field], "{detached}");
+    }
+    assert_eq!((&detached["reason"], &detached["held_ns"]), (&"not-lent".into(), &0.into()));
+}
+
+/// The log loses the record and goes on behind the loss before anybody asks whether all is on disk.
+#[test]
+fn a_log_that_lost_the_record_and_is_well_again_lets_nothing_leave() {
+    let _emulator = Emulator::lock(Plan::default());
+    let dir = disk_dir();
+    let (disk, manager, shard) = on_a_moody_disk(dir.path());
+    disk.refuses(Some("ShardAttached"));
+    let (mended, trail) = (disk.clone(), manager.trail().clone());
+    once(manager.trail(), "ShardAttached", move || {
+        wait_for("it is lost", || trail.log_status().unwrap().failures > 0);
+        mended.refuses(None);
+        wait_for("the log resumes", || trail.health() == TrailHealth::Good);
+    });
+    let handed = manager.hand_out(&shard, 1, 1);
+    assert!(matches!(handed, Err(Error::Audit(TrailError::Lost))), "{handed:?}");
+    drop(manager.hand_out(&shard, 2, 2).unwrap());
+    manager.trail().close(Duration::from_secs(30)).unwrap();
+    let events = events(dir.path());
+    let attached: Vec<_> = events.iter().filter(|event| event["event"] == "ShardAttached").collect();
+    assert!(attached.len() == 1 && attached[0]["client"] == 2, "{attached:?}");
 }

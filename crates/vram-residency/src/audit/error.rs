@@ -12,7 +12,7 @@ pub enum TrailError {
     /// The disk did not answer in time; the record is queued and counted as late.
     #[error("the audit record was not on disk at its deadline; it is queued and counted as late")]
     Late,
-    /// A record that must come first is lost, so the operation was not begun.
+    /// A record that must come first is lost, or one that was made at the same time, so the operation was not begun.
     #[error("the audit log did not take the record, so nothing was done; see the log's first error")]
     Lost,
     /// The record is lost, and counted.

@@ -83,6 +83,7 @@ impl VramManager {
         };
         let envelope = Envelope::sign(Statement::new(subjects, predicate).to_text(), key).to_text();
         let digest = Digest::of(envelope.as_bytes());
+        let lost = signer.trail.lost_records();
         signer.record_first(&AuditEvent::AttestationMade {
             nonce: Text(request.nonce),
             envelope: digest,
@@ -90,7 +91,7 @@ impl VramManager {
             key: Text(&key.public().id()),
         })?;
         // Whatever the policy requires: a word that cannot be taken back is on disk before it leaves.
-        signer.trail.flush(REQUIRED_FLUSH).map_err(Error::Audit)?;
+        signer.trail.flush_since(lost, REQUIRED_FLUSH).map_err(Error::Audit)?;
         signer.metrics.attestations.increment(1);
         Ok(Attestation { envelope, digest, audit_log })
     }

@@ -3,18 +3,20 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::{Recorded, VramManager, Worker};
+use super::{REQUIRED_FLUSH, Recorded, VramManager, Worker};
 use crate::audit::{AuditEvent, TrailError};
 use crate::device::{Export, Protection};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::freshness::nanoseconds;
 use crate::handout::ErrorCode;
-use crate::shard::{SealedShard, Shard};
+use crate::shard::{Lowered, SealedShard, Shard};
 use crate::shard_id::ShardId;
 
 /// Why a shard's protection is lowered.
 const HANDED_OUT: &str = "its memory is handed to another process, which can write to it";
+/// How a lease ended that came to nothing, for want of its record.
+const NOT_LENT: &str = "not-lent";
 /// How long memory that others can write to waits for the record of that to be on disk.
 const ON_DISK: Duration = Duration::from_secs(1);
 
@@ -78,7 +80,8 @@ impl VramManager {
     /// Whoever has the descriptor of a GPU's memory can write to it, and nobody can take it back. So the shard's protection is
     /// `advisory` from then on, wherever it is told of, until it is loaded anew; where it was more before, that has a critical
     /// record of its own. The seal goes on to say what was so when it was made. Where a record is lost, nothing leaves, and
-    /// the protection is what it was, unless the log says, or may come to say, that it is lowered: then it stays so.
+    /// the protection is what it was, unless the log says, or may come to say, that it is lowered: then it stays so. Where the log
+    /// may come to say that the shard was attached, it is told right after that, with the reason `not-lent`, that it is not.
     ///
     /// # Errors
     /// [`Error::Policy`] where the policy asks for read-only memory and the client could write, [`Error::Audit`] where a record
@@ -88,12 +91,22 @@ impl VramManager {
         let export = shard.inner.export()?;
         let (shard_id, digest, writable) = (shard.shard_id(), shard.digest(), export.is_writable());
         let attached = AuditEvent::ShardAttached { shard_id, digest, client, lease, writable, held_ns: None };
-        if writable {
-            self.worker.record_writable(&shard.inner, &attached)?;
+        let recorded = if writable {
+            self.worker.record_writable(&shard.inner, &attached)
         } else {
-            self.worker.record_first(&attached)?;
+            self.worker.record_readable(&attached)
+        };
+        match recorded {
+            Ok(()) => Ok(export),
+            Err(Unrecorded::Refused(error)) => Err(error),
+            Err(Unrecorded::Unsure(error)) => {
+                // The log may say of it that it was lent. Nobody waits for this one, and a loss of it is counted.
+                let (held_ns, reason) = (0, NOT_LENT);
+                let detached = AuditEvent::ShardDetached { shard_id, digest, client, lease, held_ns, reason };
+                let _ = self.worker.queue(&detached);
+                Err(error)
+            }
         }
-        Ok(export)
     }
 
     /// Records what a service that hands out shards does, and says whether the log took it.
@@ -120,46 +133,60 @@ impl VramManager {
     }
 }
 
+/// Why a hand-out is not on record, so that nothing leaves.
+enum Unrecorded {
+    /// The log did not take the record that it is attached.
+    Refused(Error),
+    /// It took that one, and nobody knows whether it is on disk or will be.
+    Unsure(Error),
+}
+
 impl Worker {
-    /// Records that a shard's memory is handed to somebody who can write to it; the first time, that its protection is
-    /// lowered by that. Whoever looks meanwhile is told the lower one.
-    fn record_writable(&self, shard: &Shard, attached: &AuditEvent<'_>) -> Result<(), Error> {
+    /// Records that a shard's memory is handed to somebody who can read it. The disk is waited for where the policy says so.
+    fn record_readable(&self, attached: &AuditEvent<'_>) -> Result<(), Unrecorded> {
+        let lost = self.trail.lost_records();
+        self.queue(attached).map_err(Unrecorded::Refused)?;
+        if self.policy.require_audit { self.on_disk(lost, REQUIRED_FLUSH) } else { Ok(()) }
+    }
+
+    /// Records that a shard's memory is handed to somebody who can write to it; until that is known to be on disk, also that its
+    /// protection is lowered by that. Whoever looks meanwhile is told the lower one.
+    fn record_writable(&self, shard: &Shard, attached: &AuditEvent<'_>) -> Result<(), Unrecorded> {
         let (from, to, reason) = (shard.statement.protection, Protection::Advisory, HANDED_OUT);
+        let lost = self.trail.lost_records();
         let mut handed = shard.writable.begin();
-        if handed.left && (handed.lowered || from == to) {
+        if handed.left && (handed.lowered == Lowered::OnDisk || from == to) {
             drop(handed);
-            return self.record_on_disk(attached);
+            self.queue(attached).map_err(Unrecorded::Refused)?;
+            return self.on_disk(lost, ON_DISK);
         }
         // An attestation that says otherwise is on record before.
         let unattested = self.lowering.write().unwrap_or_else(PoisonError::into_inner);
         shard.writable.note(self.trail.wall_ns());
-        let mut recorded = Ok(());
-        if from != to && !handed.lowered {
+        let mut queued = Ok(());
+        if from != to && handed.lowered != Lowered::OnDisk {
             let (shard_id, digest) = (&shard.statement.shard_id, shard.statement.digest);
-            recorded = self.record_first(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason });
-            handed.lowered = recorded.is_ok();
+            queued = self.queue(&AuditEvent::ProtectionLowered { shard_id, digest, from, to, reason });
+            if queued.is_ok() {
+                handed.lowered = Lowered::Perhaps;
+            }
         }
-        let recorded = recorded.and_then(|()| self.record_first(attached));
+        let queued = queued.and_then(|()| self.queue(attached));
         // Both have their place in the log, or will never have one.
         drop(unattested);
-        let recorded = recorded.and_then(|()| self.on_disk());
+        let recorded = queued.map_err(Unrecorded::Refused).and_then(|()| self.on_disk(lost, ON_DISK));
         match &recorded {
+            Ok(()) => (handed.left, handed.lowered) = (true, Lowered::OnDisk),
             // What is late is perhaps on record soon.
-            Ok(()) | Err(Error::Audit(TrailError::Late)) => handed.left = true,
-            Err(_) if handed.left || handed.lowered => {}
+            Err(Unrecorded::Unsure(Error::Audit(TrailError::Late))) => handed.left = true,
+            Err(_) if handed.left || handed.lowered != Lowered::Unsaid => {}
             Err(_) => shard.writable.forget(),
         }
         recorded
     }
 
-    /// Records an event without which the operation must not go on, and waits for the disk.
-    fn record_on_disk(&self, event: &AuditEvent<'_>) -> Result<(), Error> {
-        self.record_first(event)?;
-        self.on_disk()
-    }
-
-    /// Waits until what was recorded is on disk, also where the policy does not require it.
-    fn on_disk(&self) -> Result<(), Error> {
-        self.trail.flush(ON_DISK).map_err(Error::Audit)
+    /// Waits until what the log took is on disk, and that nothing was lost since so many records were.
+    fn on_disk(&self, lost: u64, limit: Duration) -> Result<(), Unrecorded> {
+        self.trail.flush_since(lost, limit).map_err(|error| Unrecorded::Unsure(Error::Audit(error)))
     }
 }

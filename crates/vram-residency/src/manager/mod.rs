@@ -285,9 +285,10 @@ impl Worker {
     /// Records an event. Fails only where the policy makes a lost record fatal.
     pub(crate) fn record(&self, event: &AuditEvent<'_>) -> Result<Recorded, Error> {
         let origin = Origin { worker_id: &self.worker_id, device: self.device.info() };
+        let lost = self.trail.lost_records();
         let emitted = match self.trail.emit(origin, event) {
             // What is queued or late may still be lost; where that is fatal, the disk is waited for.
-            Ok(()) | Err(TrailError::Late) if self.policy.require_audit => self.trail.flush(REQUIRED_FLUSH),
+            Ok(()) | Err(TrailError::Late) if self.policy.require_audit => self.trail.flush_since(lost, REQUIRED_FLUSH),
             // Otherwise it is counted if it is lost, and every shard's state follows the count.
             Ok(()) | Err(TrailError::Late) => Ok(()),
             Err(error) => Err(error),
@@ -304,6 +305,15 @@ impl Worker {
         match self.record(event)? {
             Recorded::Kept => Ok(()),
             Recorded::Lost => Err(Error::Audit(TrailError::Lost)),
+        }
+    }
+
+    /// Has the log take an event, which is then on disk soon, or lost: whoever needs to know waits for the disk.
+    fn queue(&self, event: &AuditEvent<'_>) -> Result<(), Error> {
+        let origin = Origin { worker_id: &self.worker_id, device: self.device.info() };
+        match self.trail.emit(origin, event) {
+            Ok(()) | Err(TrailError::Late) => Ok(()),
+            Err(error) => Err(Error::Audit(error)),
         }
     }
 

@@ -22,14 +22,25 @@ pub(crate) struct Writable {
 pub(crate) struct Handed {
     /// A descriptor that allows writing left, or the log may say that one did.
     pub(crate) left: bool,
-    /// The lower protection is on record.
-    pub(crate) lowered: bool,
+    /// What the log says of the protection.
+    pub(crate) lowered: Lowered,
+}
+
+/// Whether the log says that a shard's protection is lowered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Lowered {
+    #[default]
+    Unsaid,
+    /// The log took a record of it, and perhaps lost it. It is made again; a second one does no harm.
+    Perhaps,
+    /// The record is on disk.
+    OnDisk,
 }
 
 impl Writable {
     /// As it was before, where the same memory is sealed anew.
     pub(crate) fn carried(since_ns: Option<u64>) -> Self {
-        let handed = Handed { left: since_ns.is_some(), lowered: false };
+        let handed = Handed { left: since_ns.is_some(), lowered: Lowered::Unsaid };
         Self { since_ns: AtomicU64::new(since_ns.unwrap_or(0)), handing: Mutex::new(handed) }
     }
 

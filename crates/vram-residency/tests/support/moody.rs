@@ -62,7 +62,10 @@ impl VfsFile for MoodyFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.1.check()?;
-        std::thread::sleep(*self.1.sync.lock().unwrap());
+        let time = *self.1.sync.lock().unwrap();
+        std::thread::sleep(time);
+        // It may have begun to fail meanwhile.
+        self.1.check()?;
         self.0.sync_data()
     }
     fn length(&self) -> io::Result<u64> {

@@ -454,6 +454,15 @@ mod tests {
     }
 
     #[test]
+    fn how_a_lease_ended_is_told_also_where_it_came_to_nothing() {
+        let leaf = json!({"event": "ShardDetached", "worker_id": "w", "shard_id": "s", "digest": "blake3:00", "client": 1,
+            "lease": 2, "held_ns": 0, "reason": "not-lent"});
+        let event = exported(&record(Kind::Event, &leaf));
+        check(&event);
+        assert_eq!((&event["activity_name"], &event["status_detail"]), (&json!("Detach"), &json!("not-lent")));
+    }
+
+    #[test]
     fn a_finding_and_what_becomes_of_it_share_a_name() {
         let late = |event: &str| {
             let leaf = json!({"event": event, "worker_id": "w", "shard_id": "s"});

@@ -223,7 +223,7 @@ impl Talk {
         let (shard, lease, table) = shared.registry.lend(which, &shared.rules, client)?;
         let lent = self.hand_out(&shard, lease, &table, memory);
         lent.map_err(|refusal| {
-            // Never on record as lent.
+            // Where the log may say that it was lent, the manager has it say that it was not.
             let _ = shared.registry.leases().remove(client, lease);
             refusal.of(*shard.shard_id())
         })

@@ -113,7 +113,9 @@ impl Meaning {
             (Kind::Event, "ProtectionLowered") => {
                 (Compliance, 1, "Create", 4, Badly, "Others can write to a shard's memory from now on")
             }
-            (Kind::Event, "ShardDetached") => (Memory, 99, "Detach", 1, Well, "A process gave a shard's memory back"),
+            (Kind::Event, "ShardDetached") => {
+                (Memory, 99, "Detach", 1, Well, "A process has no lease of a shard any more")
+            }
             (Kind::Event, "AttachRefused") => {
                 (Memory, 99, "Attach", 3, Badly, "A process was refused a shard's memory")
             }

@@ -135,10 +135,11 @@ pub(in crate::device::cuda) mod code {
         UNKNOWN,
     ];
 
-    /// Whether the driver says with it that the device does nothing more for the context: that is known of neither of the
-    /// other results after which the context answers nothing.
+    /// Whether the driver says with it that the device does nothing more for the context. Of the others after which the
+    /// context answers nothing that is not known: the process has to end, and what the device does until then is not said.
     pub(in crate::device::cuda) fn ends_all_work(found: Code) -> bool {
-        STICKY.contains(&found) && !matches!(found, DEINITIALIZED | UNKNOWN)
+        const UNSETTLED: [Code; 5] = [DEINITIALIZED, ECC_UNCORRECTABLE, NVLINK_UNCORRECTABLE, EXTERNAL_DEVICE, UNKNOWN];
+        STICKY.contains(&found) && !UNSETTLED.contains(&found)
     }
 }
 

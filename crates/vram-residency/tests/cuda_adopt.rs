@@ -114,6 +114,38 @@ fn memory_of_others_is_called_read_only_only_where_no_descriptor_of_it_can_be_ma
     drop((device, foreign));
 }
 
+/// Of several allocations behind each other the one in the middle counts as well, and none of them is called read-only that is not.
+#[test]
+fn a_middle_piece_that_can_be_written_or_shared_makes_the_whole_advisory() {
+    let _emulator = Emulator::lock(Plan::default());
+    let device = gpu::device();
+    let foreign = Foreign::allocate(&[0; 8]);
+    // What the piece in the middle is: which descriptors can be made of it, and what its mapping allows.
+    for (handle_types, access, expected) in
+        [(0, 1, Protection::ReadOnly), (1, 1, Protection::Advisory), (0, 3, Protection::Advisory)]
+    {
+        let range = foreign.get("cuMemAddressReserve", &[3 * GRANULE, 0, 0, 0]);
+        let handles = [(0, 0, 1), (GRANULE, handle_types, access), (2 * GRANULE, 0, 1)].map(|(at, types, flags)| {
+            let handle = foreign.map_with(range + at, types);
+            let access = [1_u32, 0, flags];
+            foreign.ok("cuMemSetAccess", &[range + at, GRANULE, access.as_ptr() as u64, 1]);
+            handle
+        });
+        // It begins and ends inside of a piece, as a tensor of a framework's does.
+        for (start, bytes) in [(0, 3 * GRANULE), (GRANULE - 8, GRANULE + 16), (8, 2 * GRANULE)] {
+            // SAFETY: the memory stays, and nobody writes to it, until the region below is dropped.
+            let region = unsafe { device.adopt(range + start, bytes) }.unwrap();
+            assert_eq!(region.protection(), expected, "{handle_types} {access} {start}");
+            let checked = region.check_memory().unwrap();
+            assert_eq!((checked.foreign, checked.protection), (None, expected), "{handle_types} {access} {start}");
+        }
+        foreign.ok("cuMemUnmap", &[range, 3 * GRANULE]);
+        handles.iter().for_each(|handle| foreign.ok("cuMemRelease", &[*handle]));
+        foreign.ok("cuMemAddressFree", &[range, 3 * GRANULE]);
+    }
+    drop((device, foreign));
+}
+
 const GRANULE: u64 = 2 << 20;
 
 /// Memory of `cuMemAlloc`, made with the driver's own calls.

@@ -9,7 +9,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use cuda_emulator::{After, Emulator, Fault, Memory, Plan};
+use cuda_emulator::{After, Emulator, Fault, Kind, Memory, Plan};
 use gpu::{faults, manager, memory, options, region, try_manager};
 use support::{disk_dir, events, id, names};
 use vram_residency::device::conformance::Pattern;
@@ -225,6 +225,30 @@ fn no_key_and_nothing_that_follows_from_one_stays_on_the_device() {
 }
 
 /// The weights of the tests below: two blocks and a bit.
+/// A copy to the buffer of the values may be under way where the last wait was refused: it is not written to then.
+#[test]
+fn what_a_copy_may_still_write_to_is_left_alone_until_it_was_waited_for() {
+    let mut emulator = Emulator::lock(Plan::default());
+    emulator.leaves();
+    let device = gpu::device();
+    let (region, _) = region(&device, &[3; 5000], 0).unwrap();
+    taken(&*region, secret(1));
+    let pinned = || {
+        let memory = (1..200).map(|nth| Memory { call: "cuMemHostAlloc".to_owned(), nth });
+        memory.filter(|memory| emulator.read(memory, 0, 32).is_some_and(|bytes| bytes != [0; 32])).collect::<Vec<_>>()
+    };
+    let before = pinned();
+    // The values have come, and are looked at; then nothing can be waited for any more.
+    emulator.add_faults(vec![Fault::fail_forever("cuStreamSynchronize", 2, 304)]);
+    assert!(region.fingerprint(&FingerprintKey::from_secret(secret(2))).is_err());
+    let after = pinned();
+    assert_eq!(after.len(), before.len() + 1, "the values alone: the key is gone");
+    emulator.clear_faults();
+    drop((region, device));
+    assert!(pinned().is_empty());
+    assert_eq!(emulator.report().live_of(Kind::Host).len(), 0);
+}
+
 fn weights() -> Vec<u8> {
     Pattern { seed: 9 }.bytes(2 * BLOCK_BYTES + 77)
 }

@@ -103,6 +103,66 @@ fn a_load_that_cannot_be_waited_for_keeps_its_memory_and_makes_no_shard() {
     assert_eq!(emulator.report().complaint(), None);
 }
 
+/// With which results of a wait the work counts as over, and with which as perhaps going on: those that docs/cuda.md names.
+#[test]
+fn a_wait_is_over_only_with_the_results_that_are_said_to_end_the_work() {
+    let ends = [226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810];
+    let leaves = [4, 214, 220, 911, 999];
+    let guide = include_str!("../../../docs/cuda.md");
+    let row = |start: &str| guide.lines().find(|line| line.starts_with(start)).unwrap().split('|').nth(2).unwrap();
+    let named = |start: &str| -> Vec<u32> { row(start).split(',').map(|code| code.trim().parse().unwrap()).collect() };
+    assert_eq!((named("| over"), named("| perhaps going on")), (ends.to_vec(), leaves.to_vec()));
+    for (code, stays) in ends.map(|code| (code, false)).into_iter().chain(leaves.map(|code| (code, true))) {
+        let mut emulator = Emulator::lock(Plan::default());
+        emulator.leaves();
+        let device = gpu::device();
+        let (region, _) = region(&device, WEIGHTS, 0).unwrap();
+        let used = device.capacity().used_bytes;
+        emulator
+            .add_faults(vec![Fault::lost("cuStreamSynchronize", 1, code), Fault::lost("cuEventSynchronize", 1, code)]);
+        let Err(DeviceError::Cuda(error)) = region.hash_blocks(0, &mut values(WEIGHTS.len() as u64)) else {
+            panic!("{code}: nothing was waited for")
+        };
+        assert!(error.is_lost() && error.code() == i32::try_from(code).ok(), "{error}");
+        drop(region);
+        assert_eq!(device.capacity().used_bytes, if stays { used } else { 0 }, "{code}");
+        assert_eq!(device.lost().unwrap().contains("stays taken"), stays, "{code}");
+        drop(device);
+        leaves_nothing(&emulator.report(), &code.to_string());
+    }
+}
+
+/// What a copy that cannot be waited for reads and writes in main memory stays as long as the copy may be under way.
+#[test]
+fn a_load_copies_from_and_to_memory_of_the_drivers_alone() {
+    let emulator = Emulator::lock(Plan::default());
+    let device = gpu::device();
+    let before = emulator.report().pageable_bytes;
+    drop(region(&device, WEIGHTS, 0).unwrap());
+    assert_eq!(emulator.report().pageable_bytes, before, "bytes of memory that would be gone with the call");
+    // Refused from the first wait of a load on, which is for its table; and at the last one, for its values, with no table left.
+    let waits = emulator.report().calls_of("cuStreamSynchronize");
+    drop(region(&device, WEIGHTS, 0).unwrap());
+    let waits = emulator.report().calls_of("cuStreamSynchronize") - waits;
+    drop(device);
+    for (nth, kept) in [(1, 2), (waits, 1)] {
+        let device = gpu::device();
+        let pinned = || emulator.report().live_of(Kind::Host).len();
+        // With the first load come the buffers that stay.
+        drop(gpu::region(&device, WEIGHTS, 0).unwrap());
+        let mut values = values(WEIGHTS.len() as u64);
+        let mut staged = device.allocate(WEIGHTS.len() as u64, 0).unwrap();
+        let at_first = pinned();
+        emulator.add_faults(vec![Fault::fail_forever("cuStreamSynchronize", nth, 304)]);
+        staged.fill(&WEIGHTS, &mut values).unwrap_err();
+        assert_eq!(pinned(), at_first + kept, "buffers of the load's own, wait {nth} of {waits}");
+        emulator.clear_faults();
+        drop(staged);
+        drop(device);
+        assert_eq!(pinned(), 0);
+    }
+}
+
 /// From whichever wait on they are refused, and whether that ends or not: nothing is used that was given back, nothing is
 /// given back that is in use, and what was not checked is not called so.
 #[test]

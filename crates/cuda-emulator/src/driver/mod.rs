@@ -86,9 +86,9 @@ pub(crate) struct State {
 /// The wait that has to come before what a stream's work uses is given back.
 pub(crate) const WAIT: &str = "cuStreamSynchronize";
 
-/// Whether a wait that answers so says nothing of the work. After the others nothing runs any more.
+/// Whether a wait that answers so says nothing of the work. After the others, which end the context, nothing runs any more.
 fn leaves_work(code: u32) -> bool {
-    !matches!(code, 214 | 220 | 226 | 700..=719 | 810)
+    !matches!(code, 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 810)
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);

@@ -151,8 +151,12 @@ impl Fingerprinter {
         // SAFETY: the caller's; and the wait below ends every use of the buffers, whatever came of it.
         let taken = unsafe { self.sweep(kernels, region) };
         let waited = self.stream.wait("take a fingerprint");
+        // Also where its copy may be under way: the device then gets a part of a key, and nobody takes what comes of that.
         self.keys.bytes_mut().zeroize();
-        self.results.bytes_mut().zeroize();
+        // Where values may still be on their way to it, this is wiped with its end.
+        if !context.is_unsettled() {
+            self.results.bytes_mut().zeroize();
+        }
         // Once more where it was refused: of what then stays, the error is told.
         let wiped = self.wipe().or_else(|_| self.wipe());
         let taken = taken?;

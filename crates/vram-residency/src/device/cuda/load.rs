@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use super::driver::{Address, Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::kernels::{
@@ -84,11 +84,11 @@ impl Loader {
         values: &mut [BlockValue],
     ) -> Result<(), DeviceError> {
         let outcome = Filling::begin(self, kernels, variant, region, bytes, source).map_err(DeviceError::from);
-        let outcome = outcome.and_then(|filling| {
+        let outcome = outcome.and_then(|(filling, results)| {
             let pieces = usize::try_from(piece_count(bytes)).unwrap_or(usize::MAX);
             // SAFETY: the caller's, as `end` waits for all that was begun.
             let ran = crew.run(pieces, &|piece| unsafe { filling.piece(piece as u64) });
-            filling.end(ran, values)
+            filling.end(ran, results, values)
         });
         if outcome.is_err() {
             source.abandon();
@@ -149,6 +149,7 @@ struct Filling<'a> {
 }
 
 impl<'a> Filling<'a> {
+    /// Begins a load, and makes the buffer in which `end` gets the values.
     fn begin(
         loader: &'a Loader,
         kernels: &'a Kernels,
@@ -156,27 +157,31 @@ impl<'a> Filling<'a> {
         region: Address,
         bytes: u64,
         source: &'a dyn Fill,
-    ) -> Result<Self, CudaError> {
+    ) -> Result<(Self, PinnedBuffer), CudaError> {
         let context = &loader.context;
-        let table: Vec<u8> = (0..piece_count(bytes))
-            .flat_map(|piece| {
-                let blocks = blocks_of(bytes, piece);
-                let end = blocks.end.saturating_sub(blocks.start);
-                Segment { address: region, region_bytes: bytes, first_block: blocks.start, end }.to_bytes()
-            })
-            .collect();
-        let segments = DeviceBuffer::new(context, table.len())?;
-        let results = usize::try_from(block_count(bytes)).unwrap_or(usize::MAX).saturating_mul(VALUE_BYTES);
-        let values = DeviceBuffer::new(context, results)?;
+        let size = |count: u64, each: usize| usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(each);
+        // Pinned: where a copy cannot be waited for, this stays as the device's memory does.
+        let mut table = PinnedBuffer::new(context, size(piece_count(bytes), SEGMENT_BYTES))?;
+        for (piece, entry) in (0_u64..).zip(table.bytes_mut().chunks_exact_mut(SEGMENT_BYTES)) {
+            let blocks = blocks_of(bytes, piece);
+            let end = blocks.end.saturating_sub(blocks.start);
+            let segment = Segment { address: region, region_bytes: bytes, first_block: blocks.start, end };
+            entry.copy_from_slice(&segment.to_bytes());
+        }
+        let results = PinnedBuffer::new(context, size(block_count(bytes), VALUE_BYTES))?;
+        let segments = DeviceBuffer::new(context, table.bytes().len())?;
+        let values = DeviceBuffer::new(context, results.bytes().len())?;
         let _current = context.enter()?;
-        // SAFETY: as long as the table, which is there until the copy was waited for.
-        let asked = unsafe { loader.hash.copy_to_device(segments.start(), table.as_ptr(), table.len()) };
+        // SAFETY: as long as the table, whose end is put off until the copy was waited for.
+        let asked = unsafe { table.copy_to(segments.start(), segments.bytes(), &loader.hash) };
         // SAFETY: the buffer is of that size, and the wait ends it; what is not hashed stays no value.
         let asked = asked.and(unsafe { loader.hash.wipe(values.start(), values.bytes()) });
         let waited = loader.hash.wait("copy to the GPU");
         asked.and(waited)?;
         let (order, failed, failure) = (Mutex::default(), AtomicBool::new(false), Mutex::new(None));
-        Ok(Self { loader, kernels, variant, region, bytes, source, segments, values, order, failed, failure })
+        let filling =
+            Self { loader, kernels, variant, region, bytes, source, segments, values, order, failed, failure };
+        Ok((filling, results))
     }
 
     /// Reads a piece and has it copied and hashed.
@@ -238,16 +243,20 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    /// Waits for everything that was begun, and takes the values.
-    fn end(self, ran: Result<(), Panicked>, values: &mut [BlockValue]) -> Result<(), DeviceError> {
-        let mut results = Zeroizing::new(vec![0_u8; self.values.bytes()]);
+    /// Waits for everything that was begun, and takes the values by way of `results`.
+    fn end(
+        self,
+        ran: Result<(), Panicked>,
+        mut results: PinnedBuffer,
+        values: &mut [BlockValue],
+    ) -> Result<(), DeviceError> {
         let copied = self.finish(&mut results);
         ran.map_err(|Panicked| DeviceError::WorkerPanicked)?;
         if let Some(error) = self.failure.into_inner() {
             return Err(error);
         }
         copied?;
-        let (results, _) = results.as_chunks::<VALUE_BYTES>();
+        let (results, _) = results.bytes().as_chunks::<VALUE_BYTES>();
         for ((block, value), result) in (0_u64..).zip(values).zip(results) {
             *value = BlockValue::from_bytes(*result);
             // What was wiped, and not hashed.
@@ -258,12 +267,13 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    fn finish(&self, results: &mut [u8]) -> Result<(), CudaError> {
+    fn finish(&self, results: &mut PinnedBuffer) -> Result<(), CudaError> {
         // Whatever comes of that, what was begun is waited for.
         let entered = self.loader.context.enter();
         let copied = self.loader.copy.wait("copy to the GPU");
-        // SAFETY: as long as the values, which are written by what is before it in the stream; it is waited for.
-        let asked = unsafe { self.loader.hash.copy_to_host(results.as_mut_ptr(), self.values.start(), results.len()) };
+        // SAFETY: as long as the values, which are written by what is before it in the stream; it is waited for, and where that
+        // is refused, nobody looks at it, and its end is put off.
+        let asked = unsafe { results.copy_from(self.values.start(), self.values.bytes(), &self.loader.hash) };
         let hashed = self.loader.hash.wait("hash resident bytes");
         entered.map(drop).and(copied).and(asked).and(hashed)
     }

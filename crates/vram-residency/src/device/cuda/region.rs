@@ -86,7 +86,7 @@ impl CudaRegion {
     pub(super) fn adopt(shared: &Arc<Shared>, start: Address, bytes: u64) -> Result<Self, DeviceError> {
         let mut region = Self::new(shared, Memory::Adopted(start), None, 0, bytes);
         region.note_backing()?;
-        region.shareable = residency::is_shareable(region.context(), &region.sealed())?;
+        region.shareable = residency::is_shareable(region.context(), &region.sealed(), shared.granularity)?;
         Ok(region)
     }
 
@@ -156,17 +156,18 @@ impl CudaRegion {
 
     /// Whether the driver states that no byte of the region can be written by its device.
     fn is_read_only(&self) -> Result<bool, CudaError> {
+        let Memory::Owned(mapped) = &self.memory else {
+            return residency::is_read_only_throughout(self.context(), &self.sealed(), self.shared.granularity);
+        };
+        // One mapping, closed as a whole: its ends stand for it, and after a repair what was opened is asked about too.
         let last = self.start().plus(self.bytes.max(1).saturating_sub(1));
         for address in [self.start(), last] {
             if !residency::is_read_only(self.context(), address)? {
                 return Ok(false);
             }
         }
-        match &self.memory {
-            // A second way of asking.
-            Memory::Owned(mapped) => Ok(mapped.access(0)?.is_none_or(|flags| flags == Access::Read as u64)),
-            Memory::Adopted(_) => Ok(true),
-        }
+        // A second way of asking.
+        Ok(mapped.access(0)?.is_none_or(|flags| flags == Access::Read as u64))
     }
 
     /// No repair runs meanwhile. Reads what was slow once more: something else may have kept the device busy. What stays slow is suspected.

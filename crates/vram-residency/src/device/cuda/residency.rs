@@ -89,16 +89,37 @@ pub(super) fn block_ids(context: &Context, sealed: &Sealed) -> Result<[Option<u6
     Ok([first?, last?])
 }
 
+/// Addresses in all that may be mapped by itself in a range: every mapping begins on a granule of `granularity` bytes.
+fn pieces(sealed: &Sealed, granularity: u64) -> impl Iterator<Item = Address> {
+    let [first, last] = sealed.ends();
+    let granularity = granularity.max(1);
+    let next = move |at: &Address| {
+        let next = at.0.checked_div(granularity)?.checked_add(1)?.checked_mul(granularity)?;
+        (next <= last.0).then_some(Address(next))
+    };
+    std::iter::successors(Some(first), next)
+}
+
+/// Whether the driver states that the device cannot write to any byte of a range, whatever it is mapped from.
+pub(super) fn is_read_only_throughout(context: &Context, sealed: &Sealed, granularity: u64) -> Result<bool, CudaError> {
+    for address in pieces(sealed, granularity) {
+        if !is_read_only(context, address)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether the driver states that the device cannot write to a byte.
 pub(super) fn is_read_only(context: &Context, address: Address) -> Result<bool, CudaError> {
     Ok(context.ask(PointerAttribute::AccessFlags, address)? == Some(Access::Read as u64))
 }
 
 /// Whether the driver's answers leave open that somebody else has a range mapped too: it is no allocation whose kind can be
-/// asked for, or one of which descriptors can be made.
-pub(super) fn is_shareable(context: &Context, sealed: &Sealed) -> Result<bool, CudaError> {
-    for end in sealed.ends() {
-        if context.allocation_at(end)?.is_none_or(|allocation| allocation.handle_types != 0) {
+/// asked for, or one of which descriptors can be made. Of several allocations behind each other one such is enough.
+pub(super) fn is_shareable(context: &Context, sealed: &Sealed, granularity: u64) -> Result<bool, CudaError> {
+    for address in pieces(sealed, granularity) {
+        if context.allocation_at(address)?.is_none_or(|allocation| allocation.handle_types != 0) {
             return Ok(true);
         }
     }

@@ -9,7 +9,7 @@ use zeroize::Zeroize;
 
 use super::kept::{Gift, Of};
 use super::table::Table;
-use super::types::Address;
+use super::types::{Address, HostStart};
 use super::{Context, CudaError, Stream};
 
 /// Writable memory on the device, for scratch values; never for weights.
@@ -124,12 +124,12 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        let (start, bytes) = (self.start.as_ptr(), self.bytes);
+        let (start, bytes) = (HostStart::new(self.start.as_ptr()), self.bytes);
         // Not before copies from and to it are done.
         // SAFETY: this value's own memory, which is there until it is freed.
-        let wipe = move || unsafe { std::slice::from_raw_parts_mut(start, bytes) }.zeroize();
+        let wipe = move || unsafe { std::slice::from_raw_parts_mut(start.get(), bytes) }.zeroize();
         // SAFETY: this value's own; its users have waited for their work.
-        let free = move |table: &Table| unsafe { (table.host_free)(start.cast()) };
+        let free = move |table: &Table| unsafe { (table.host_free)(start.get().cast()) };
         self.context.give_back(Gift::new("unpin main memory", Of::Context, free).after(wipe));
     }
 }

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use super::error::is_sticky;
 use super::kept::{Gift, Kept, Of};
 use super::table::Table;
-use super::types::{self, Address, Code, Ordinal, PointerAttribute, RawContext, RawStream, code};
+use super::types::{self, Address, Code, Handle, Ordinal, PointerAttribute, RawStream, code};
 use super::{CudaError, Driver, Which};
 
 /// A device that this process may use.
 pub(in crate::device::cuda) struct Context {
     pub(super) driver: Arc<Driver>,
-    pub(super) raw: RawContext,
+    pub(super) raw: Handle,
     device: Ordinal,
     /// The result with which the context died; 0 while it lives.
     lost: AtomicI32,
@@ -28,11 +28,6 @@ impl fmt::Debug for Context {
     }
 }
 
-// SAFETY: a context may be used from any thread, by several at once.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
 impl Context {
     /// Opens a device.
     pub(in crate::device::cuda) fn open(driver: Arc<Driver>, device: Ordinal) -> Result<Arc<Self>, CudaError> {
@@ -42,7 +37,7 @@ impl Context {
         if answer != code::SUCCESS {
             return Err(driver.context_refused(device, answer));
         }
-        Ok(Arc::new(Self { driver, raw, device, lost: AtomicI32::new(0), kept: Kept::default() }))
+        Ok(Arc::new(Self { driver, raw: Handle(raw), device, lost: AtomicI32::new(0), kept: Kept::default() }))
     }
 
     pub(in crate::device::cuda) fn device(&self) -> Ordinal {
@@ -82,7 +77,7 @@ impl Context {
 
     pub(super) fn push(&self) -> Result<Current<'_>, CudaError> {
         // SAFETY: the context is retained until `self` is dropped, which the guard outlasts by no means.
-        let answer = unsafe { (self.driver.table.context_push)(self.raw) };
+        let answer = unsafe { (self.driver.table.context_push)(self.raw.get()) };
         self.check("use a GPU", answer)?;
         Ok(Current { context: self, _this_thread: PhantomData })
     }

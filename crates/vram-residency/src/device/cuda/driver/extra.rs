@@ -7,7 +7,7 @@ use libloading::Library;
 
 use super::kept::{Gift, Of};
 use super::table::Table;
-use super::types::{Address, Code, RawFunction, RawStream, code};
+use super::types::{Address, Code, HostStart, RawFunction, RawStream, code};
 use super::{Context, CudaError, Driver, Function, Stream};
 
 type RawGraph = *mut c_void;
@@ -196,9 +196,9 @@ impl Extra {
 
     pub(in crate::device::cuda) fn unregister(&self, memory: &mut [u8]) {
         let Some(call) = self.functions.unregister else { return };
-        let start = memory.as_mut_ptr().cast();
+        let start = HostStart::new(memory.as_mut_ptr());
         // SAFETY: registered before, and no work uses it.
-        let unregister = move |_: &Table| unsafe { call(start) };
+        let unregister = move |_: &Table| unsafe { call(start.get().cast()) };
         self.context.give_back(Gift::new("unregister main memory", Of::Context, unregister));
     }
 
@@ -318,7 +318,7 @@ impl Extra {
             return answer;
         }
         // SAFETY: writes a node to where the pointer points, reads the copy; it depends on no other node.
-        answer = unsafe { add(&raw mut node, graph, std::ptr::null(), 0, &raw const copy, self.context.raw) };
+        answer = unsafe { add(&raw mut node, graph, std::ptr::null(), 0, &raw const copy, self.context.raw.get()) };
         if answer == code::SUCCESS {
             // SAFETY: writes an executable graph to where the pointer points.
             answer = unsafe { instantiate(&raw mut exec, graph, 0) };

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::Context;
 use super::table::Table;
-use super::types::{Code, RawStream, code};
+use super::types::{Code, Handle, RawStream, code};
 
 /// With whom a thing goes, where nobody gives it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +25,16 @@ pub(super) struct Gift<F> {
     step: &'static str,
     of: Of,
     /// Done once, before it is given back.
-    before: Option<Box<dyn FnOnce()>>,
+    before: Option<Box<dyn FnOnce() + Send>>,
     call: F,
 }
 
-impl<F: Fn(&Table) -> Code + 'static> Gift<F> {
+impl<F: Fn(&Table) -> Code + Send + 'static> Gift<F> {
     pub(super) fn new(step: &'static str, of: Of, call: F) -> Self {
         Self { step, of, before: None, call }
     }
 
-    pub(super) fn after(self, before: impl FnOnce() + 'static) -> Self {
+    pub(super) fn after(self, before: impl FnOnce() + Send + 'static) -> Self {
         Self { before: Some(Box::new(before)), ..self }
     }
 
@@ -44,7 +44,7 @@ impl<F: Fn(&Table) -> Code + 'static> Gift<F> {
     }
 }
 
-type KeptGift = Gift<Box<dyn Fn(&Table) -> Code>>;
+type KeptGift = Gift<Box<dyn Fn(&Table) -> Code + Send>>;
 
 /// What waits, and what for.
 #[derive(Default)]
@@ -57,7 +57,7 @@ pub(super) struct Kept {
 #[derive(Default)]
 struct List {
     /// Streams whose work nobody could wait for.
-    streams: Vec<RawStream>,
+    streams: Vec<Handle>,
     /// In the order in which they are to be given back.
     gifts: Vec<KeptGift>,
 }
@@ -71,6 +71,7 @@ impl Context {
     /// The work of a stream could not be waited for.
     pub(super) fn unsettle(&self, stream: RawStream) {
         let mut list = self.kept.list.lock();
+        let stream = Handle(stream);
         if !list.streams.contains(&stream) {
             list.streams.push(stream);
         }
@@ -81,7 +82,7 @@ impl Context {
     pub(super) fn waited_for(&self, stream: RawStream) {
         if self.is_unsettled() {
             let mut list = self.kept.list.lock();
-            list.streams.retain(|unsettled| *unsettled != stream);
+            list.streams.retain(|unsettled| unsettled.get() != stream);
             self.give_all_back(&mut list);
         }
     }
@@ -94,7 +95,7 @@ impl Context {
     }
 
     fn try_to_settle(&self, list: &mut List) -> bool {
-        list.streams.retain(|stream| !self.is_done(*stream));
+        list.streams.retain(|stream| !self.is_done(stream.get()));
         self.give_all_back(list)
     }
 
@@ -125,7 +126,7 @@ impl Context {
 
     /// Gives something back, with a call that may fail, when nothing that could not be waited for may use it any more. The call is
     /// tried twice; what then stays is the driver's affair, ends with the process, and is said.
-    pub(super) fn give_back<F: Fn(&Table) -> Code + 'static>(&self, gift: Gift<F>) {
+    pub(super) fn give_back<F: Fn(&Table) -> Code + Send + 'static>(&self, gift: Gift<F>) {
         if self.is_unsettled() {
             let mut list = self.kept.list.lock();
             if !self.try_to_settle(&mut list) {
@@ -142,7 +143,7 @@ impl Context {
     }
 
     /// Has something done when what was dropped before is given back.
-    pub(in crate::device::cuda) fn when_given_back(&self, step: &'static str, action: impl Fn() + 'static) {
+    pub(in crate::device::cuda) fn when_given_back(&self, step: &'static str, action: impl Fn() + Send + 'static) {
         if self.is_unsettled() {
             self.give_back(Gift::new(step, Of::Process, move |_| {
                 action();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::kept::{Gift, Of};
 use super::table::Table;
-use super::types::{Address, JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, RawFunction, RawModule};
+use super::types::{Address, Handle, JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, RawFunction, RawModule};
 use super::{Context, CudaError, Stream};
 
 /// Bytes kept of what the driver's compiler says.
@@ -82,9 +82,9 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let raw = self.raw;
+        let raw = Handle(self.raw);
         // SAFETY: the module is this value's, and its functions hold it.
-        let unload = move |table: &Table| unsafe { (table.module_unload)(raw) };
+        let unload = move |table: &Table| unsafe { (table.module_unload)(raw.get()) };
         self.context.give_back(Gift::new("unload the kernels", Of::Context, unload));
     }
 }

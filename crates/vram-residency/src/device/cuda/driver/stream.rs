@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::kept::{Gift, Of};
 use super::table::Table;
-use super::types::{Address, RawEvent, RawStream, STREAM_NON_BLOCKING};
+use super::types::{Address, Handle, RawEvent, RawStream, STREAM_NON_BLOCKING};
 use super::{Context, CudaError};
 
 /// A queue of work. All of its calls need the context to be entered.
@@ -145,9 +145,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let raw = self.raw;
+        let raw = Handle(self.raw);
         // SAFETY: the stream is this value's; the driver finishes what is under way.
-        let destroy = move |table: &Table| unsafe { (table.stream_destroy)(raw) };
+        let destroy = move |table: &Table| unsafe { (table.stream_destroy)(raw.get()) };
         self.context.give_back(Gift::new("end a stream", Of::Context, destroy));
     }
 }
@@ -206,9 +206,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let raw = self.raw;
+        let raw = Handle(self.raw);
         // SAFETY: the event is this value's.
-        let destroy = move |table: &Table| unsafe { (table.event_destroy)(raw) };
+        let destroy = move |table: &Table| unsafe { (table.event_destroy)(raw.get()) };
         self.context.give_back(Gift::new("end an event", Of::Context, destroy));
     }
 }

@@ -13,6 +13,39 @@ pub(super) type RawModule = *mut c_void;
 pub(super) type RawFunction = *mut c_void;
 pub(super) type RawHandle = u64;
 
+/// A handle of the driver's to a context, a stream, an event or a module, for whichever thread comes next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handle(pub(super) *mut c_void);
+
+// SAFETY: a name that only the driver follows, and it takes a handle from any thread.
+unsafe impl Send for Handle {}
+// SAFETY: and from several at once.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// For closures, which so keep the whole and not the pointer alone.
+    pub(super) fn get(self) -> *mut c_void {
+        self.0
+    }
+}
+
+/// The start of memory of the host's that its user has given up: what is left is to wipe it and to hand it to the driver.
+#[derive(Clone, Copy)]
+pub(super) struct HostStart(*mut u8);
+
+// SAFETY: nobody else has it any more, and neither the wiping nor the driver's call depends on the thread.
+unsafe impl Send for HostStart {}
+
+impl HostStart {
+    pub(super) fn new(start: *mut u8) -> Self {
+        Self(start)
+    }
+
+    pub(super) fn get(self) -> *mut u8 {
+        self.0
+    }
+}
+
 /// An address in a device's address space. Never printed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
@@ -102,10 +135,11 @@ pub(in crate::device::cuda) mod code {
         UNKNOWN,
     ];
 
-    /// Whether the driver says with it that the device does nothing more for the context: that is known of neither of the
-    /// other results after which the context answers nothing.
+    /// Whether the driver says with it that the device does nothing more for the context. Of the others after which the
+    /// context answers nothing that is not known: the process has to end, and what the device does until then is not said.
     pub(in crate::device::cuda) fn ends_all_work(found: Code) -> bool {
-        STICKY.contains(&found) && !matches!(found, DEINITIALIZED | UNKNOWN)
+        const UNSETTLED: [Code; 5] = [DEINITIALIZED, ECC_UNCORRECTABLE, NVLINK_UNCORRECTABLE, EXTERNAL_DEVICE, UNKNOWN];
+        STICKY.contains(&found) && !UNSETTLED.contains(&found)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::kernels::{SCRATCH_PER_BLOCK, SEGMENT_BYTES, Segment, VALUE_BYTES};
 use super::super::write_test::{self, PROBE, STORE};
-use super::{Address, CudaError, DeviceBuffer, Gpu, Memory, Stream};
+use super::{Address, CudaError, DeviceBuffer, Gpu, Memory, PinnedBuffer, Stream};
 use crate::device::cuda::driver::types::numbers;
 use crate::device::cuda::driver::{Function, Module, code};
 use crate::digest::block_count;
@@ -201,12 +201,14 @@ impl Kernels {
             0
         })?;
         let last = counts.last().copied().unwrap_or(0).saturating_mul(each);
-        let mut wrote = vec![0; usize::try_from(last).unwrap_or(0)];
+        let length = usize::try_from(last).unwrap_or(0);
+        let mut wrote = PinnedBuffer::new(gpu.context(), length)?;
         let _current = gpu.context().enter()?;
-        // SAFETY: the buffer is as long as a whole launch's values, and the copy is waited for.
-        let asked = unsafe { gpu.stream.copy_to_host(wrote.as_mut_ptr(), values.start(), wrote.len()) };
+        // SAFETY: the buffer is at most as long as a whole launch's values, and the copy is waited for; where that is refused,
+        // the buffer's end is put off.
+        let asked = unsafe { wrote.copy_from(values.start(), length, &gpu.stream) };
         let waited = gpu.stream.wait(STEP);
-        asked.and(waited).map(|()| (took, wrote))
+        asked.and(waited).map(|()| (took, wrote.bytes().to_vec()))
     }
 
     /// Asks for one launch. The context is entered, and everything named is there: `sweep` alone calls this.

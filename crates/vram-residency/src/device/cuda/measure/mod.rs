@@ -316,11 +316,14 @@ impl Gpu {
     /// The driver refuses.
     pub fn read(&self, memory: &Memory, to: &mut [u8]) -> Result<(), CudaError> {
         let length = to.len().min(usize::try_from(memory.bytes).unwrap_or(usize::MAX));
+        let mut buffer = PinnedBuffer::new(self.context(), length)?;
         let _current = self.context().enter()?;
-        // SAFETY: both are of that length at least, and the copy is waited for.
-        let asked = unsafe { self.stream.copy_to_host(to.as_mut_ptr(), memory.start(), length) };
+        // SAFETY: both are of that length, and the copy is waited for; where that is refused, the buffer's end is put off.
+        let asked = unsafe { buffer.copy_from(memory.start(), length, &self.stream) };
         let waited = self.stream.wait("copy from the GPU");
-        asked.and(waited)
+        asked.and(waited)?;
+        to.iter_mut().zip(buffer.bytes()).for_each(|(to, from)| *to = *from);
+        Ok(())
     }
 
     /// Time of a copy of `bytes` bytes on the device.
@@ -363,15 +366,15 @@ impl Gpu {
     /// The context was dead before.
     pub fn attempt(&self, kernels: &Kernels, memory: &Memory, attempt: Attempt) -> Result<Tried, CudaError> {
         let _current = self.context().enter()?;
-        let (to, ones) = (memory.start(), [0xff_u8; 8]);
+        let (to, ones): (_, &'static [u8; 8]) = (memory.start(), &[0xff; 8]);
         let call = match attempt {
             Attempt::KernelStore => kernels.store(self, to),
             // SAFETY: the memory has a granule or 8 bytes at least; waited for below.
-            Attempt::Copy => unsafe { self.extra.copy_now(to, &ones) },
+            Attempt::Copy => unsafe { self.extra.copy_now(to, ones) },
             // SAFETY: as above; waited for below.
             Attempt::Fill => unsafe { self.extra.set(to, 0xff, ones.len(), &self.stream) },
-            // SAFETY: as above; the bytes are there until after the wait below.
-            Attempt::GraphCopy => unsafe { self.extra.graph_copy(to, &ones, &self.stream) },
+            // SAFETY: as above; the bytes are there for ever.
+            Attempt::GraphCopy => unsafe { self.extra.graph_copy(to, ones, &self.stream) },
         };
         let settled = self.extra.settle();
         let wait = if settled == 0 { self.extra.wait(&self.stream) } else { settled };

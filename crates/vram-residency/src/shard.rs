@@ -51,6 +51,9 @@ pub(crate) trait Home: Send + Sync {
     /// Whether nothing on the device is trusted any more.
     fn is_quarantined(&self) -> bool;
 
+    /// Whether nothing on the device can be read any more. Allocates nothing.
+    fn is_lost(&self) -> bool;
+
     /// Whether suspects stay in use.
     fn lends_suspects(&self) -> bool;
 
@@ -144,11 +147,16 @@ impl Shard {
         ShardState::of(self.state.load(Ordering::Acquire))
     }
 
+    /// Whether the last word about it cannot be relied on: its record is lost, or the memory that it is about.
+    fn is_in_doubt(&self) -> bool {
+        self.has_lost_records() || self.home.is_lost()
+    }
+
     /// Where it stands, as far as can be said now.
     pub(crate) fn stands(&self) -> ShardState {
         match self.state() {
             ShardState::Sealed | ShardState::Verified
-                if self.has_lost_records() || self.freshness.is_late(|| self.home.now_ns()) =>
+                if self.is_in_doubt() || self.freshness.is_late(|| self.home.now_ns()) =>
             {
                 ShardState::Unverified
             }
@@ -346,7 +354,7 @@ impl SealedShard {
     pub fn ensure_fresh(&self, max_age: Duration) -> Result<(), NotFresh> {
         let shard = &*self.inner;
         let state = match shard.state() {
-            ShardState::Sealed | ShardState::Verified if shard.has_lost_records() => ShardState::Unverified,
+            ShardState::Sealed | ShardState::Verified if shard.is_in_doubt() => ShardState::Unverified,
             state => state,
         };
         if !matches!(state, ShardState::Sealed | ShardState::Verified) {

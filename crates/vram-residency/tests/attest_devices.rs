@@ -37,6 +37,8 @@ fn manager(device: Arc<dyn Device>, trail: &AuditTrail, policy: Policy) -> VramM
 fn gpu(ordinal: u32, trail: &AuditTrail) -> VramManager {
     let mut options = gpu::options();
     options.ordinal = ordinal;
+    // As the write test of that GPU came out, and not that of the first.
+    options.write_test.device = Some(DeviceUuid(Plan::with_devices(2).devices[ordinal as usize].uuid));
     manager(Arc::new(CudaDevice::open(&options).unwrap()), trail, Policy::default())
 }
 

@@ -191,6 +191,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether that is so. Allocates nothing, and asks no driver.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a
     /// 256-byte boundary, so that what follows a file's header can be aligned. A GPU rounds that down to a multiple of 8.
     ///

@@ -60,7 +60,7 @@ impl VramManager {
         }
         let audit_log = position();
         // What is said of protections here is on record before any of them is lowered, or says so.
-        let _none_lowered = workers.none_lowered();
+        let none_lowered = workers.none_lowered();
         let mut devices: Vec<DeviceFacts> = Vec::new();
         let (mut subjects, mut shards) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for fresh in request.shards {
@@ -90,6 +90,8 @@ impl VramManager {
             shards: count as u64,
             key: Text(&key.public().id()),
         })?;
+        // It has its place in the log, or will never have one.
+        drop(none_lowered);
         // Whatever the policy requires: a word that cannot be taken back is on disk before it leaves.
         signer.trail.flush_since(lost, REQUIRED_FLUSH).map_err(Error::Audit)?;
         signer.metrics.attestations.increment(1);

@@ -448,6 +448,10 @@ impl Home for Worker {
         self.quarantined.get().is_some()
     }
 
+    fn is_lost(&self) -> bool {
+        self.device.is_lost()
+    }
+
     fn lends_suspects(&self) -> bool {
         self.policy.on_failure == OnFailure::Log
     }

@@ -10,6 +10,7 @@
 mod attest;
 mod auth;
 mod blocks;
+mod changes;
 mod config;
 mod descriptors;
 mod events;
@@ -205,6 +206,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     ));
     tell_manager(&[NotifyState::Stopping]);
     out.line(format_args!("stopping: {}", why.reason()));
+    registry.begin_to_stop();
     events.close();
     let _ = end.send(true);
     if let Some(handout) = handout {

@@ -16,6 +16,7 @@ use vram_residency::model::{Format, ModelFile};
 use vram_residency::{RepairReport, SealRequest, SealedShard, ServiceEvent, ShardId, Unsealed, VramManager};
 
 use super::blocks::Maps;
+use super::changes::Changes;
 use super::config::Settings;
 use super::evidence::{Evidence, Plan};
 use super::handout::{Leases, TableFrame};
@@ -73,8 +74,7 @@ enum Held {
 pub(crate) struct Registry {
     keepers: Keepers,
     places: Mutex<BTreeMap<ShardId, Place>>,
-    /// One change of what is resident at a time.
-    changing: Mutex<()>,
+    changes: Changes,
     audit_dir: PathBuf,
     /// Who has which shards.
     leases: Leases,
@@ -101,7 +101,7 @@ impl Registry {
         Self {
             keepers,
             places: Mutex::default(),
-            changing: Mutex::default(),
+            changes: Changes::default(),
             audit_dir: trail.dir.clone(),
             leases: Leases::default(),
             evidence: OnceLock::new(),
@@ -126,7 +126,7 @@ impl Registry {
 
     /// Gives a shard back, sealed or not: one that clients hold only by force.
     pub(super) fn release(&self, shard_id: &ShardId, force: bool) -> Result<Released, Failure> {
-        let _changing = lock(&self.changing);
+        let _turn = self.changes.begin()?;
         let (place, revoked) = {
             let mut places = lock(&self.places);
             if !places.contains_key(shard_id) {
@@ -143,6 +143,7 @@ impl Registry {
         };
         let keeper = Arc::clone(&place.keeper);
         drop(place);
+        self.since.forget(shard_id);
         // The metrics follow at once.
         keeper.scrubber.look();
         Ok(released)
@@ -150,7 +151,7 @@ impl Registry {
 
     /// Gives a seal up: that of a shard that clients hold only by force.
     pub(super) fn unseal(&self, shard_id: &ShardId, reason: &str, force: bool) -> Result<UnsealedView, Failure> {
-        let _changing = lock(&self.changing);
+        let _turn = self.changes.begin()?;
         drop(self.sealed(shard_id)?);
         let (held, revoked, keeper) = {
             let mut places = lock(&self.places);
@@ -174,7 +175,7 @@ impl Registry {
     }
 
     pub(super) fn reseal(&self, shard_id: &ShardId, file: Option<&Path>) -> Result<ShardView, Failure> {
-        let _changing = lock(&self.changing);
+        let _turn = self.changes.begin()?;
         let (path, format, approved) = {
             let places = lock(&self.places);
             let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
@@ -187,7 +188,8 @@ impl Registry {
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
         let Held::Unsealed(unsealed) = self.replace(shard_id, Held::Busy)? else { return Err(unknown(shard_id)) };
         let model_ref = jobs::name_of(&path);
-        let mut request = SealRequest::new(*shard_id, &model_ref);
+        let stop = || self.changes.are_stopping();
+        let mut request = SealRequest::new(*shard_id, &model_ref).unless(&stop);
         // What was approved was these bytes: others take a release, and a load with a manifest of their own.
         if let Some(approved) = &approved {
             request = request.approved(approved.approval());
@@ -287,8 +289,15 @@ impl Registry {
         Ok(Drilled { shard_id: *shard_id, byte, bit, block: byte / BLOCK_BYTES })
     }
 
+    /// From now on no change begins, and what is under way ends.
+    pub(super) fn begin_to_stop(&self) {
+        self.changes.stop();
+    }
+
     /// Ends the watch, releases every shard, and records that.
     pub(super) fn close(&self, reason: &str) -> Result<(), Failure> {
+        // What is under way gives back what it has before the rest is given back.
+        let _turn = self.changes.end();
         // All of them first: none is waited for while another goes on.
         self.keepers.iter().for_each(|keeper| keeper.scrubber.begin_to_stop());
         self.keepers.iter().for_each(|keeper| keeper.scrubber.stop());

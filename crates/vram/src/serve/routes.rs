@@ -390,6 +390,7 @@ impl From<Failure> for Refusal {
             ("unknown-shard", _) => StatusCode::NOT_FOUND,
             ("no-key", _) => StatusCode::SERVICE_UNAVAILABLE,
             ("busy", _) => StatusCode::TOO_MANY_REQUESTS,
+            ("stopped", _) => StatusCode::SERVICE_UNAVAILABLE,
             ("forbidden", _) => StatusCode::FORBIDDEN,
             ("defect", _) => StatusCode::INTERNAL_SERVER_ERROR,
             ("memory", _) => StatusCode::INSUFFICIENT_STORAGE,

@@ -36,6 +36,11 @@ impl Since {
         entry.1
     }
 
+    /// Forgets one that was given back: another may have its name before anybody looks.
+    pub(super) fn forget(&self, shard_id: &ShardId) {
+        self.seen().states.remove(shard_id);
+    }
+
     /// Forgets the shards that are not there any more.
     pub(super) fn keep(&self, is_there: impl Fn(&ShardId) -> bool) {
         self.seen().states.retain(|shard_id, _| is_there(shard_id));

@@ -254,6 +254,10 @@ impl Device for CudaDevice {
         true
     }
 
+    fn is_lost(&self) -> bool {
+        self.shared.context.is_lost()
+    }
+
     fn lost(&self) -> Option<String> {
         self.shared.context.lost().map(|error| error.to_string())
     }

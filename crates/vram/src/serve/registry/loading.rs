@@ -40,7 +40,7 @@ impl Registry {
         format: Option<Format>,
         source: &Source,
     ) -> Result<Vec<ShardView>, Failure> {
-        let _changing = lock(&self.changing);
+        let _turn = self.changes.begin()?;
         let manager = self.manager();
         if self.require_approval && source.manifest.is_none() {
             return Err(approve::refuse_without(manager));
@@ -51,7 +51,7 @@ impl Registry {
         if let Some(approver) = source.open(manager, &self.audit_dir)? {
             drop(approver.approve(files, &mut jobs, manager)?);
         }
-        let sealed = self.on_each_device(jobs, &|| false, &|keeper, job, stop| {
+        let sealed = self.on_each_device(jobs, &|| self.changes.are_stopping(), &|keeper, job, stop| {
             let (shard, hashed) = keeper
                 .seal(&job, &|_| (), stop)
                 .map_err(|failure| self.name(failure, keeper))

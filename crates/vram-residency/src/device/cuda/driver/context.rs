@@ -61,6 +61,11 @@ impl Context {
         }
     }
 
+    /// Whether the context died, or cannot be waited for.
+    pub(in crate::device::cuda) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire) != 0
+    }
+
     /// How the context died, where it did.
     pub(in crate::device::cuda) fn lost(&self) -> Option<CudaError> {
         match self.lost.load(Ordering::Acquire) {

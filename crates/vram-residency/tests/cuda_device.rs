@@ -382,24 +382,29 @@ fn after_a_lost_gpu_nothing_is_verified() {
         let dir = disk_dir();
         let manager = manager(dir.path());
         let shard = manager.seal_model(id("shard"), "model", &[5; 5 << 20]).unwrap();
+        let beside = manager.seal_model(id("beside"), "model", &[6; 1 << 20]).unwrap();
         manager.verify_sealed(&shard).unwrap();
-        assert_eq!(shard.state(), ShardState::Verified);
+        assert_eq!((shard.state(), beside.state()), (ShardState::Verified, ShardState::Sealed));
         emulator.add_faults(vec![Fault::lost(call, 2, code)]);
         let lost = manager.verify_sealed(&shard).unwrap_err();
         let Error::Device(DeviceError::Cuda(error)) = &lost else { panic!("{lost}") };
         assert!(error.is_lost() && error.code() == Some(code as i32), "{error}");
         assert!(error.to_string().contains("Xid") && !lost.is_retriable());
+        // Of what nobody looked at since, nothing more is known.
+        assert_eq!(beside.state(), ShardState::Unverified);
+        assert!(beside.ensure_fresh(std::time::Duration::MAX).is_err());
         for _ in 0..3 {
             assert_eq!(shard.state(), ShardState::Unverified);
             assert!(matches!(manager.verify_sealed(&shard), Err(Error::Device(DeviceError::Cuda(_)))));
         }
-        let calls = emulator.report().calls.values().sum::<u64>();
+        let before = emulator.report();
+        let (calls, launches) = (before.calls.values().sum::<u64>(), before.calls_of("cuLaunchKernel"));
         emulator.clear_faults();
         assert!(manager.verify_sealed(&shard).is_err(), "a dead context is not asked again");
-        assert_eq!(emulator.report().calls_of("cuLaunchKernel"), emulator.report().calls_of("cuLaunchKernel"));
+        assert_eq!(emulator.report().calls_of("cuLaunchKernel"), launches);
         assert!(emulator.report().calls.values().sum::<u64>() <= calls + 8, "words for the error, and no work");
         assert!(manager.seal_model(id("other"), "model", b"x").is_err());
-        drop((shard, manager));
+        drop((shard, beside, manager));
         assert!(emulator.report().leaks().is_empty(), "{:?}", emulator.report().leaks());
         let events = events(dir.path());
         let failed = events.iter().find(|event| event["event"] == "SealVerificationFailed").unwrap();

@@ -185,3 +185,39 @@ fn files_go_to_where_the_driver_says_that_there_is_room() {
     daemon.stop();
     assert_eq!(home.driver_report().complaint(), None);
 }
+
+/// What is being loaded is given back, and what waits for its turn is not begun.
+#[test]
+fn a_daemon_that_is_to_stop_ends_its_loads_and_leaves_a_whole_record() {
+    let home = Home::with_gpus(&Plan::with_devices(2));
+    let mut daemon = Daemon::start(&home, &BOTH);
+    let used = |status: &Value| -> u64 {
+        status["devices"].as_array().unwrap().iter().map(|one| one["used_bytes"].as_u64().unwrap()).sum()
+    };
+    let before = used(&daemon.told(&["status"]));
+    // Minutes of work for an emulated GPU.
+    let large = home.path("large.bin");
+    std::fs::File::create(&large).unwrap().set_len(1 << 30).unwrap();
+    let begun = std::thread::scope(|scope| {
+        let load = |path: std::path::PathBuf| {
+            let daemon = &daemon;
+            scope.spawn(move || daemon.ask(&["load", "--format", "raw", path.to_str().unwrap()]))
+        };
+        let loads = [load(large.clone()), load(home.file("waits.bin", &[3; 5000]))];
+        daemon.until("it has its memory", |status| used(status) > before);
+        let begun = std::time::Instant::now();
+        daemon.signal("-TERM");
+        for load in loads {
+            let ran = load.join().unwrap();
+            assert_eq!(ran.code, 1, "{ran:?}");
+        }
+        begun
+    });
+    assert!(daemon.end().success());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "as systemd gives it 30 s: {:?}", begun.elapsed());
+    let events = home.events();
+    let count = |name: &str| events.iter().filter(|event| *event == name).count();
+    assert_eq!(count("VramAllocated"), count("VramDeallocated"), "{events:?}");
+    assert_eq!(events.last().map(String::as_str), Some("ServiceStopped"));
+    assert_eq!(home.driver_report().complaint(), None);
+}

@@ -20,7 +20,7 @@ use vram_residency::attest::envelope::Envelope;
 use vram_residency::attest::statement::Statement;
 use vram_residency::attest::{Fresh, Refusal, check};
 use vram_residency::audit::AuditTrail;
-use vram_residency::device::{CudaDevice, Device, DeviceUuid, Protection, Residency};
+use vram_residency::device::{CudaDevice, Device, DeviceKind, DeviceUuid, Protection, Residency};
 use vram_residency::scrub::{ScrubOptions, Scrubber};
 use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
 
@@ -148,6 +148,10 @@ fn for_some_shards_there_is_one_list_of_devices() {
     assert_eq!(judged(&|_| ()), Ok(()));
     let (first, second) = (one.device().uuid.to_string(), two.device().uuid.to_string());
     let other = DeviceUuid([1; 16]);
+    refused(&["'a' twice"], &|word| word.predicate.shards[2].shard_id = word.predicate.shards[0].shard_id);
+    refused(&["main memory holds", "'a'"], &|word| word.predicate.devices[0].kind = DeviceKind::Host);
+    let older = "urn:vram-residency:attestation:v1";
+    refused(&[older, "reads urn:vram-residency:attestation:v2"], &|word| word.predicate_type = older.to_owned());
     refused(&["twice", &first], &|word| word.predicate.devices.push(word.predicate.devices[0].clone()));
     refused(&["twice", &second], &|word| word.predicate.devices[0] = word.predicate.devices[1].clone());
     refused(&["does not list", &second], &|word| drop(word.predicate.devices.pop()));

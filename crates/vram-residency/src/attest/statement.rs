@@ -3,6 +3,7 @@
 //! There is one text for a statement. It is read strictly and written again; where the two differ, it is refused. So
 //! nothing in it goes unread: no unknown field, no field twice, no number or time in another spelling.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
@@ -238,20 +239,48 @@ impl Statement {
     /// [`Refusal`]: the first thing that is not as [`Statement::to_text`] writes it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let malformed = |reason: String| Refusal::Statement { reason: reason.into() };
-        let statement: Self = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
-        if statement.statement_type != STATEMENT_TYPE || statement.predicate_type != PREDICATE_TYPE {
-            return Err(malformed("its type or its predicate's type is another".to_owned()));
+        let types: Types = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        for (found, expected) in [(types.statement, STATEMENT_TYPE), (types.predicate, PREDICATE_TYPE)] {
+            if found != expected {
+                return Err(malformed(format!("it is of the type {found:?}, and this program reads {expected}")));
+            }
         }
+        let statement: Self = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
         let (subjects, shards) = (statement.subject.len(), statement.predicate.shards.len());
         if subjects != shards || !(1..=MAX_SUBJECTS).contains(&subjects) {
             return Err(malformed(format!("it has {subjects} subjects and {shards} shards; 1 to {MAX_SUBJECTS} each")));
         }
+        statement.predicate.check_shards().map_err(malformed)?;
         statement.predicate.check_devices().map_err(malformed)?;
         if statement.to_text() == bytes { Ok(statement) } else { Err(Refusal::NotCanonical) }
     }
 }
 
+/// What says how the rest is to be read.
+#[derive(Deserialize)]
+struct Types {
+    #[serde(rename = "_type")]
+    statement: String,
+    #[serde(rename = "predicateType")]
+    predicate: String,
+}
+
 impl Predicate {
+    /// Each shard is told of once, and is not said to be in a memory that its device is not. Else says what is wrong.
+    fn check_shards(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for shard in &self.shards {
+            if !seen.insert(shard.shard_id) {
+                return Err(format!("it tells of the shard '{}' twice", shard.shard_id));
+            }
+            let kind = self.devices.iter().find(|device| device.uuid == shard.device).map(|device| device.kind);
+            if kind == Some(DeviceKind::Host) && shard.residency == Residency::Vram {
+                return Err(format!("it says that main memory holds the shard '{}' in a GPU's memory", shard.shard_id));
+            }
+        }
+        Ok(())
+    }
+
     /// The devices are those that the shards name, each once, in the order in which they first name them: for some shards
     /// there is one list. Else says what is wrong with it.
     fn check_devices(&self) -> Result<(), String> {

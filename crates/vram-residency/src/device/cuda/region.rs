@@ -73,10 +73,11 @@ impl CudaRegion {
         shared.context.settle();
         let reservation = shared.ledger.reserve(needed, &shared.context)?;
         let mapped = Mapped::create(&shared.context, needed).map_err(|error| match error {
-            CudaError::OutOfMemory { .. } => {
-                let (free, _) = shared.context.memory().unwrap_or_default();
-                shared.ledger.insufficient(needed, free)
-            }
+            CudaError::OutOfMemory { .. } => match shared.context.memory().unwrap_or_default() {
+                // It says that there is enough, and refuses: that is for its own words.
+                (free, _) if free >= needed => error.into(),
+                (free, _) => shared.ledger.insufficient(needed, free),
+            },
             other => other.into(),
         })?;
         Ok(Self::new(shared, Memory::Owned(mapped), Some(reservation), lead, bytes))

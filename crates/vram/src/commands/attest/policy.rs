@@ -69,7 +69,10 @@ fn parse(text: &str) -> Result<Policy, String> {
         max_age: time(&text.max_age, "max_age")?,
         max_skew: text.max_skew.as_deref().map_or(Ok(SKEW), |skew| time(skew, "max_skew"))?,
         workers: text.workers,
-        devices: each(&text.devices, "devices", |device| uuid(device) as Option<DeviceUuid>)?,
+        // As nvidia-smi writes them, too.
+        devices: each(&text.devices, "devices", |device| -> Option<DeviceUuid> {
+            uuid(device.strip_prefix("GPU-").or_else(|| device.strip_prefix("MIG-")).unwrap_or(device))
+        })?,
         log_origins: text.log_origins,
     })
 }
@@ -120,6 +123,10 @@ mod tests {
             let without = GOOD.replace(line, "");
             assert!(parse(&without).is_err(), "without {line}");
         }
+        // A GPU's UUID as nvidia-smi writes it, and as it stands in seals.
+        let uuid = "5b1f0f0e-5a0c-4a56-9f0e-0c1d2e3f4a5b";
+        let named = parse(&format!("{GOOD}devices = [\"{uuid}\", \"GPU-{uuid}\", \"MIG-{uuid}\"]\n")).unwrap();
+        assert!(named.devices.len() == 3 && named.devices.iter().all(|device| device.to_string() == uuid));
         for more in ["extra = 1", "max_skew = \"5\"", "devices = [\"x\"]", "complete = \"yes\"", "max_age = \"1s\""] {
             assert!(parse(&format!("{GOOD}{more}\n")).is_err(), "{more}");
         }

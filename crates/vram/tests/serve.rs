@@ -337,7 +337,7 @@ fn what_cannot_start_says_why() {
     let token = home.file("token", format!("a{}", "\n".repeat(39)).as_bytes());
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let short = home.run(["serve", "--listen", "127.0.0.1:0", "--token-file", token.to_str().unwrap()]);
-    assert!(short.code == 1 && short.stderr.contains("32 or more letters"), "{short:?}");
+    assert!(short.code == 1 && short.stderr.contains("32 or more printable characters"), "{short:?}");
     let nobody = home.run(["status", "--socket", "/tmp/vram-test-unused"]);
     assert!(nobody.code == 1 && nobody.stderr.contains("vram serve"), "{nobody:?}");
 }

@@ -58,7 +58,8 @@ fn used(emulator: &Emulator, manager: &VramManager, shard: &SealedShard) -> Resu
     honest(emulator, shard, true);
     let repaired = manager.repair(shard, &WEIGHTS).map(|_| ());
     match &repaired {
-        Ok(()) => assert_eq!(shard.state(), ShardState::Verified),
+        // Unless the GPU was lost when all was done.
+        Ok(()) => assert!(shard.state() == ShardState::Verified || manager.device_lost().is_some()),
         Err(_) => assert_ne!(shard.state(), ShardState::Verified),
     }
     let exported = shard.export().map(|_| ());

@@ -191,9 +191,9 @@ pub trait Device: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Whether that is so. Allocates nothing, and asks no driver.
+    /// Whether that is so: asked each time that a shard's bytes are lent, so whoever can be lost answers without the words.
     fn is_lost(&self) -> bool {
-        false
+        self.lost().is_some()
     }
 
     /// Reserves and maps a region of `bytes` bytes whose first byte lies `lead_bytes` (less than 256) behind a

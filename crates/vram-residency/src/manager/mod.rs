@@ -417,7 +417,7 @@ impl Worker {
         self.metrics.device_used.set(capacity.used_bytes as f64);
         self.metrics.device_available.set(capacity.available_bytes() as f64);
         self.metrics.device_quarantined.set(if self.quarantined.get().is_some() { 1.0 } else { 0.0 });
-        self.metrics.device_lost.set(if self.device.lost().is_some() { 1.0 } else { 0.0 });
+        self.metrics.device_lost.set(if self.device.is_lost() { 1.0 } else { 0.0 });
     }
 }
 

@@ -2,13 +2,43 @@
 
 use std::sync::Arc;
 
-use vram_residency::device::{self, CudaDevice, CudaError, CudaOptions, Device, HugePages, Survey};
+use serde::Serialize;
+use vram_residency::VramManager;
+use vram_residency::device::{
+    self, CudaDevice, CudaError, CudaOptions, Device, DeviceInfo, HugePages, Survey, WriteTest,
+};
 
 use crate::cli::{DeviceChoice, Host};
 use crate::exit::Failure;
 use crate::output::{Out, size};
 use crate::session;
 use crate::write_test::Pending;
+
+/// What is told of a device, wherever one is told of.
+#[derive(Debug, Serialize)]
+pub(crate) struct About {
+    #[serde(flatten)]
+    info: DeviceInfo,
+    /// Such as `cuda:0`.
+    name: String,
+    /// A GPU's, as its driver has it.
+    model: Option<String>,
+    /// What a store into its sealed memory came to, where it is a GPU.
+    #[serde(flatten)]
+    write_test: Option<WriteTest>,
+}
+
+impl About {
+    pub(crate) fn of(manager: &VramManager) -> Self {
+        let facts = manager.cuda_facts();
+        Self {
+            info: manager.device(),
+            name: manager.device_name(),
+            model: facts.map(|facts| facts.name.clone()),
+            write_test: facts.map(|facts| facts.write_test.clone()),
+        }
+    }
+}
 
 /// What was chosen, and that it is there.
 #[derive(Debug)]

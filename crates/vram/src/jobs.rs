@@ -98,6 +98,13 @@ pub(crate) struct Target<'a> {
     pub(crate) is_usable: bool,
 }
 
+impl<'a> Target<'a> {
+    /// Devices that were opened just now.
+    pub(crate) fn all(devices: &'a [Arc<dyn Device>]) -> Vec<Self> {
+        devices.iter().map(|device| Self { device: &**device, is_usable: true }).collect()
+    }
+}
+
 /// On which of the devices each file becomes resident: the largest first, each to where most is left. All of it must fit,
 /// or none of it is begun. A single file that fits nowhere goes to a device that refuses it, and records that.
 pub(crate) fn places(jobs: &[Job], targets: &[Target<'_>]) -> Result<Vec<usize>, Failure> {

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use vram_residency::device::{DeviceInfo, Protection, Residency, WriteTest};
+use vram_residency::device::{Protection, Residency, WriteTest};
 use vram_residency::digest::Digest;
 use vram_residency::{SealedShard, ShardId, ShardState, VramManager};
 
 use crate::approve::{self, ApprovalView};
 use crate::cli::{Global, Seal};
-use crate::devices;
+use crate::devices::{self, About};
 use crate::exit::Failure;
 use crate::jobs::{self, Job, Rules, Target, count, progress_bar};
 use crate::output::{Out, Style, gb_per_s, hex, printable, rfc3339, size, time};
@@ -20,23 +20,10 @@ use crate::state;
 #[derive(Serialize)]
 struct Report {
     /// In the order in which they were named.
-    devices: Vec<DeviceReport>,
+    devices: Vec<About>,
     worker_id: String,
     shards: Vec<ShardReport>,
     audit: AuditSummary,
-}
-
-#[derive(Serialize)]
-struct DeviceReport {
-    #[serde(flatten)]
-    info: DeviceInfo,
-    /// Such as `cuda:0`.
-    name: String,
-    /// A GPU's, as its driver has it.
-    model: Option<String>,
-    /// What a store into its sealed memory came to, where it is a GPU.
-    #[serde(flatten)]
-    write_test: Option<WriteTest>,
 }
 
 #[derive(Serialize)]
@@ -85,8 +72,7 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
         }
     }
     let opened = chosen.open(&seal.host, out)?;
-    let targets: Vec<_> = opened.iter().map(|device| Target { device: &**device, is_usable: true }).collect();
-    let places = jobs::places(&jobs, &targets)?;
+    let places = jobs::places(&jobs, &Target::all(&opened))?;
     let secret = state::secret(global)?;
     let rules = Rules {
         locked: seal.require_locked,
@@ -106,7 +92,7 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
 
     let approved = approve::refuse_unreadable(manager, unreadable);
     let approved = approved.and_then(|()| approve(manager, seal, &trail, &mut jobs, out));
-    let (devices, worker_id) = (managers.iter().map(about).collect(), manager.worker_id().to_string());
+    let (devices, worker_id) = (managers.iter().map(About::of).collect(), manager.worker_id().to_string());
     let progress = progress_bar(&jobs, out);
     let sealed = approved.and_then(|()| seal_all(&managers, &places, &jobs, seal, &progress, out));
     progress.finish_and_clear();
@@ -135,16 +121,6 @@ pub(super) fn run(seal: &Seal, global: &Global, out: &Out) -> Result<(), Failure
     ));
     out.object(&Report { devices, worker_id, shards, audit });
     Ok(())
-}
-
-fn about(manager: &VramManager) -> DeviceReport {
-    let facts = manager.cuda_facts();
-    DeviceReport {
-        info: manager.device(),
-        name: manager.device_name(),
-        model: facts.map(|facts| facts.name.clone()),
-        write_test: facts.map(|facts| facts.write_test.clone()),
-    }
 }
 
 /// Holds what was given against the manifest, if there is one, before the first byte becomes resident.

@@ -11,6 +11,7 @@ use vram_residency::{Cancelled, Error, Progress, SealedShard, VramManager};
 
 use super::lock::lock;
 use super::report::DeviceView;
+use crate::devices::About;
 use crate::exit::Failure;
 use crate::jobs::{self, Job, Target};
 use crate::output::size;
@@ -173,15 +174,12 @@ impl Keeper {
     pub(super) fn view(&self) -> DeviceView {
         let (manager, capacity) = (&self.manager, self.manager.capacity());
         DeviceView {
-            info: manager.device(),
-            name: self.name(),
-            model: manager.cuda_facts().map(|facts| facts.name.clone()),
+            about: About::of(manager),
             total_bytes: capacity.total_bytes,
             used_bytes: capacity.used_bytes,
             available_bytes: capacity.available_bytes(),
             quarantined: manager.device_quarantined().map(str::to_owned),
             lost: manager.device_lost(),
-            write_test: manager.cuda_facts().map(|facts| facts.write_test.clone()),
             scrub: self.scrubber.status(),
         }
     }
@@ -198,7 +196,7 @@ impl Keeper {
     }
 
     fn target(&self) -> Target<'_> {
-        let is_usable = self.manager.device_quarantined().is_none() && self.manager.device_lost().is_none();
+        let is_usable = self.manager.device_quarantined().is_none() && !self.device.is_lost();
         Target { device: &*self.device, is_usable }
     }
 

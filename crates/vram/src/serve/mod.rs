@@ -132,8 +132,7 @@ pub(crate) fn run(serve: &Serve, global: &Global, out: &Out) -> Result<(), Failu
     let exporter = telemetry::install()?;
     let opened = chosen.open(&settings.host, out)?;
     // All of it must fit before the first byte is read.
-    let targets: Vec<_> = opened.iter().map(|device| Target { device: &**device, is_usable: true }).collect();
-    jobs::places(&jobs, &targets)?;
+    jobs::places(&jobs, &Target::all(&opened))?;
     let secret = state::secret(&settings.global)?;
     let mut trail = Trail::open_witnessed(&settings.global, settings.evidence.cosigners(), out)?;
     let evidence = Evidence::start(&settings.evidence, &trail, out)?;

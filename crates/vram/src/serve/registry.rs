@@ -176,13 +176,14 @@ impl Registry {
 
     pub(super) fn reseal(&self, shard_id: &ShardId, file: Option<&Path>) -> Result<ShardView, Failure> {
         let _turn = self.changes.begin()?;
-        let (path, format, approved) = {
+        let (keeper, path, format, approved) = {
             let places = lock(&self.places);
             let place = places.get(shard_id).ok_or_else(|| unknown(shard_id))?;
             if !matches!(place.held, Held::Unsealed(_)) {
                 return Err(Failure::new("shard", format!("'{shard_id}' is sealed; unseal it first, with a reason")));
             }
-            (file.map_or_else(|| place.path.clone(), Path::to_owned), place.format, place.approved.clone())
+            let path = file.map_or_else(|| place.path.clone(), Path::to_owned);
+            (Arc::clone(&place.keeper), path, place.format, place.approved.clone())
         };
         // Read before anything is given up.
         let file = ModelFile::open(&path, (format == Format::Raw).then_some(Format::Raw))?;
@@ -194,12 +195,12 @@ impl Registry {
         if let Some(approved) = &approved {
             request = request.approved(approved.approval());
         }
-        let hashed = self.sha256_bytes();
+        let hashed = keeper.manager.sha256_bytes();
         match unsealed.reseal_file(&file, &request) {
             Ok(shard) => {
-                let hashed = self.sha256_bytes().saturating_sub(hashed);
+                let hashed = keeper.manager.sha256_bytes().saturating_sub(hashed);
                 let view = self.keep(shard.clone(), &file, approved.clone(), hashed);
-                self.keepers.of(&shard).manager.verify_sealed(&shard)?;
+                keeper.manager.verify_sealed(&shard)?;
                 Ok(ShardView { state: shard.state(), ..view })
             }
             Err(refused) => {
@@ -246,11 +247,6 @@ impl Registry {
     /// What keeps the shards of each device.
     pub(super) fn keepers(&self) -> &Keepers {
         &self.keepers
-    }
-
-    /// Bytes that were hashed with SHA-256 on any device.
-    fn sha256_bytes(&self) -> u64 {
-        self.keepers.iter().map(|keeper| keeper.manager.sha256_bytes()).fold(0, u64::saturating_add)
     }
 
     pub(super) fn repair(&self, shard_id: &ShardId) -> Result<RepairReport, Failure> {

@@ -6,12 +6,13 @@ use std::time::UNIX_EPOCH;
 use audit_logging::{Clock as _, SystemClock};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use vram_residency::device::{DeviceInfo, Protection, Residency, WriteTest};
+use vram_residency::device::{Protection, Residency};
 use vram_residency::digest::Digest;
 use vram_residency::scrub::ScrubStatus;
 use vram_residency::{Fault, ShardId, ShardState};
 
 use crate::approve::ApprovalView;
+use crate::devices::About;
 
 /// Everything at one glance.
 #[derive(Debug, Serialize)]
@@ -40,20 +41,13 @@ pub(crate) struct StatusView {
 #[derive(Debug, Serialize)]
 pub(crate) struct DeviceView {
     #[serde(flatten)]
-    pub(crate) info: DeviceInfo,
-    /// Such as `cuda:0`.
-    pub(crate) name: String,
-    /// A GPU's, as its driver has it.
-    pub(crate) model: Option<String>,
+    pub(crate) about: About,
     pub(crate) total_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) available_bytes: u64,
     pub(crate) quarantined: Option<String>,
     /// Why only a restart can use it again.
     pub(crate) lost: Option<String>,
-    /// What a store into its sealed memory came to, where it is a GPU.
-    #[serde(flatten)]
-    pub(crate) write_test: Option<WriteTest>,
     /// The check of its shards.
     pub(crate) scrub: ScrubStatus,
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use audit_logging::Options;
 use support::moody::Moody;
 use support::word::{NONCE, SECOND, attest, attest_key, believed_as_it_is_alone, fresh, nonce, policy};
-use support::{disk_dir, events, id, manager, names, small_log};
+use support::{disk_dir, events, id, manager, names};
 use vram_residency::attest::{AttestKey, Policy as Rules, Refusal, check};
 use vram_residency::audit::{AuditTrail, TrailError, TrailHealth};
 use vram_residency::device::{Protection, Residency};
@@ -177,7 +177,7 @@ fn a_worker_that_loses_its_records_attests_nothing() {
 fn an_attestation_leaves_when_its_record_is_on_disk() {
     let dir = disk_dir();
     let disk = Moody::default();
-    let log = Options { vfs: Arc::new(disk.clone()), critical_deadline: Duration::from_millis(1), ..small_log() };
+    let log = Options { critical_deadline: Duration::from_millis(1), ..disk.log() };
     let trail = AuditTrail::open_with(dir.path(), log).unwrap();
     let manager = support::manager_with(support::host(1 << 20), trail, Policy::default());
     let shard = manager.seal_model(id("one"), "org/m", b"weights").unwrap();
@@ -196,12 +196,7 @@ fn an_attestation_leaves_when_its_record_is_on_disk() {
 fn an_attestation_whose_record_was_lost_does_not_leave_once_the_log_is_well_again() {
     let dir = disk_dir();
     let disk = Moody::default();
-    let log = Options {
-        vfs: Arc::new(disk.clone()),
-        critical_deadline: Duration::from_millis(1),
-        retry_after: Duration::from_millis(20),
-        ..small_log()
-    };
+    let log = Options { critical_deadline: Duration::from_millis(1), ..disk.log() };
     let trail = AuditTrail::open_with(dir.path(), log).unwrap();
     let manager = support::manager_with(support::host(1 << 20), trail.clone(), Policy::default());
     let shard = manager.seal_model(id("one"), "org/m", b"weights").unwrap();

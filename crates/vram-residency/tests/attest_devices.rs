@@ -22,7 +22,7 @@ use vram_residency::attest::{Fresh, Refusal, check};
 use vram_residency::audit::AuditTrail;
 use vram_residency::device::{CudaDevice, Device, DeviceKind, DeviceUuid, Protection, Residency};
 use vram_residency::scrub::{ScrubOptions, Scrubber};
-use vram_residency::{Error, ManagerOptions, Policy, ShardState, VramManager};
+use vram_residency::{Error, ManagerOptions, Policy, SealedShard, ShardState, VramManager};
 
 fn trail(dir: &Path) -> AuditTrail {
     AuditTrail::open_with(dir, Options { critical_deadline: Duration::from_secs(30), ..small_log() }).unwrap()
@@ -40,6 +40,16 @@ fn gpu(ordinal: u32, trail: &AuditTrail) -> VramManager {
     // As the write test of that GPU came out, and not that of the first.
     options.write_test.device = Some(DeviceUuid(Plan::with_devices(2).devices[ordinal as usize].uuid));
     manager(Arc::new(CudaDevice::open(&options).unwrap()), trail, Policy::default())
+}
+
+/// A shard on each of two GPUs, verified just now.
+fn one_on_each(trail: &AuditTrail) -> ([VramManager; 2], [SealedShard; 2], [Fresh; 2]) {
+    let managers = [gpu(0, trail), gpu(1, trail)];
+    let [first, second] = &managers;
+    let shards = [(first, "first"), (second, "second")]
+        .map(|(manager, name)| manager.seal_model(id(name), "m", name.as_bytes()).unwrap());
+    let verified = [fresh(first, &shards[0], "first"), fresh(second, &shards[1], "second")];
+    (managers, shards, verified)
 }
 
 fn host(trail: &AuditTrail) -> VramManager {
@@ -223,15 +233,12 @@ fn one_quarantined_gpu_among_two_has_nothing_attested_of_either_until_it_is_left
     let emulator = Emulator::lock(Plan::with_devices(2));
     let dir = disk_dir();
     let trail = trail(dir.path());
-    let (well, ill) = (gpu(0, &trail), gpu(1, &trail));
-    let (first, second) = (well.seal_model(id("first"), "m", b"1"), ill.seal_model(id("second"), "m", b"2"));
-    let (first, second) = (first.unwrap(), second.unwrap());
-    let fresh = [fresh(&well, &first, "first"), fresh(&ill, &second, "second")];
+    let ([well, ill], [first, second], fresh) = one_on_each(&trail);
     let mut options = ScrubOptions::default();
     options.repairs_per_day = 1;
     let scrubber = Scrubber::manual(&ill, options).unwrap();
-    scrubber.watch(&second, Some(Arc::new(b"2".to_vec())));
-    assert_eq!(emulator.read(&gpu::memory(2), 0, 1).unwrap(), b"2");
+    scrubber.watch(&second, Some(Arc::new(b"second".to_vec())));
+    assert_eq!(emulator.read(&gpu::memory(2), 0, 6).unwrap(), b"second");
     assert!(emulator.flip(&gpu::memory(2), 0, 3));
     scrubber.repair_now(&second).unwrap();
     assert!(ill.device_quarantined().is_some() && well.device_quarantined().is_none());
@@ -252,10 +259,7 @@ fn damage_on_one_of_two_gpus_refuses_all_of_it() {
     let emulator = Emulator::lock(Plan::with_devices(2));
     let dir = disk_dir();
     let trail = trail(dir.path());
-    let (one, two) = (gpu(0, &trail), gpu(1, &trail));
-    let (first, second) = (one.seal_model(id("first"), "m", b"1"), two.seal_model(id("second"), "m", b"2"));
-    let (first, second) = (first.unwrap(), second.unwrap());
-    let fresh = [fresh(&one, &first, "first"), fresh(&two, &second, "second")];
+    let ([one, two], [_first, second], fresh) = one_on_each(&trail);
     assert!(emulator.flip(&gpu::memory(2), 0, 3));
     assert!(two.verify_sealed(&second).is_err());
     let refused = attest(&[&one, &two], &fresh).unwrap_err();
@@ -299,9 +303,7 @@ fn on_no_gpu_is_a_protection_lowered_between_its_measurement_and_the_record() {
     let critical_deadline = Duration::from_secs(30);
     let options = Options { clock: Arc::clone(&clock) as _, critical_deadline, ..small_log() };
     let trail = AuditTrail::open_with(dir.path(), options).unwrap();
-    let (one, two) = (gpu(0, &trail), gpu(1, &trail));
-    let (first, second) = (one.seal_model(id("first"), "m", b"1"), two.seal_model(id("second"), "m", b"2"));
-    let fresh = [fresh(&one, &first.unwrap(), "first"), fresh(&two, &second.unwrap(), "second")];
+    let ([one, two], _, fresh) = one_on_each(&trail);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             *clock.who.lock().unwrap() = Some(std::thread::current().id());

@@ -287,12 +287,7 @@ fn where_a_record_of_it_is_lost_nothing_leaves_and_the_shard_agrees_with_the_log
     {
         let dir = disk_dir();
         let disk = Moody::default();
-        let options = Options {
-            vfs: Arc::new(disk.clone()),
-            retry_after: Duration::from_millis(20),
-            critical_deadline: Duration::from_secs(30),
-            ..small_log()
-        };
+        let options = Options { critical_deadline: Duration::from_secs(30), ..disk.log() };
         let mut policy = Policy::default();
         policy.require_audit = require_audit;
         let manager = try_manager_with(AuditTrail::open_with(dir.path(), options).unwrap(), policy).unwrap();
@@ -335,7 +330,7 @@ fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
     let _emulator = Emulator::lock(Plan::default());
     let dir = disk_dir();
     let disk = Moody::default();
-    let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+    let log = disk.log();
     let mut options = gpu::options();
     options.write_test = Tested::default();
     let manager = VramManager::new(ManagerOptions {
@@ -363,7 +358,7 @@ fn memory_that_was_advisory_already_is_nobody_elses_where_the_record_is_lost() {
 /// A log on a disk with moods, critical deadlines as everybody has them, and a shard in it that is on record.
 fn on_a_moody_disk(dir: &Path) -> (Moody, VramManager, SealedShard) {
     let disk = Moody::default();
-    let log = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+    let log = disk.log();
     let manager = try_manager_with(AuditTrail::open_with(dir, log).unwrap(), Policy::default()).unwrap();
     let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
     manager.trail().flush(Duration::from_secs(30)).unwrap();

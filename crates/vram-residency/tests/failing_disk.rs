@@ -3,12 +3,11 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use audit_logging::{Kind, Options};
+use audit_logging::Kind;
 use support::moody::Moody;
-use support::{disk_dir, host, id, manager_with, small_log};
+use support::{disk_dir, host, id, manager_with};
 use vram_residency::audit::{AuditTrail, TrailHealth};
 use vram_residency::{Error, Policy, ShardState};
 
@@ -26,7 +25,7 @@ fn work_goes_on_the_loss_is_counted_shown_and_recorded_as_a_gap() {
     for error in [libc::ENOSPC, libc::EROFS, libc::EIO] {
         let dir = disk_dir();
         let disk = Moody::default();
-        let options = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+        let options = disk.log();
         let trail = AuditTrail::open_with(dir.path(), options).unwrap();
         let manager = manager_with(host(1 << 20), trail, Policy::default());
         let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();
@@ -70,7 +69,7 @@ fn work_goes_on_the_loss_is_counted_shown_and_recorded_as_a_gap() {
 fn a_check_whose_record_is_lost_after_the_call_does_not_count() {
     let dir = disk_dir();
     let disk = Moody::default();
-    let options = Options { vfs: Arc::new(disk.clone()), retry_after: Duration::from_millis(20), ..small_log() };
+    let options = disk.log();
     let trail = AuditTrail::open_with(dir.path(), options).unwrap();
     let manager = manager_with(host(1 << 20), trail, Policy::default());
     let shard = manager.seal_model(id("shard"), "model", b"weights").unwrap();

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use audit_logging::vfs::{Access, Identity, Locked, VfsFile};
-use audit_logging::{Disk, Vfs};
+use audit_logging::{Disk, Options, Vfs};
+
+use super::small_log;
 
 /// The real disk, until it is told to fail.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +31,11 @@ impl Moody {
     /// Until it is told otherwise.
     pub fn refuses(&self, words: Option<&'static str>) {
         *self.refused.lock().unwrap() = words;
+    }
+
+    /// A log on it: small segments, and soon tried again.
+    pub fn log(&self) -> Options {
+        Options { vfs: Arc::new(self.clone()), retry_after: Duration::from_millis(20), ..small_log() }
     }
 
     /// From now on.

@@ -132,7 +132,7 @@ mod tests {
     const LINES: &str = "XTASK_TEST_BESIDE";
 
     #[test]
-    #[ignore = "a child process that other tests of this file start"]
+    #[ignore = "a child process that other tests of this file start: cargo test -p xtask"]
     fn child() -> Result<()> {
         inside(&[String::from("run"), std::env::var(LINES)?])
     }

@@ -23,7 +23,7 @@ fn child(name: &str) -> Command {
 }
 
 #[test]
-#[ignore = "a child process that another test of this file starts"]
+#[ignore = "a child process that another test of this file starts: cargo test -p cuda-emulator --test process"]
 fn child_that_leaks() {
     let driver = Driver::load(Path::new("libcuda.so.1"));
     driver.start();
@@ -56,7 +56,7 @@ fn a_process_takes_its_plan_from_the_environment_and_leaves_its_report() {
 }
 
 #[test]
-#[ignore = "a child process that another test of this file starts"]
+#[ignore = "a child process that another test of this file starts: cargo test -p cuda-emulator --test process"]
 fn child_that_imports() {
     let driver = Driver::load(&library());
     driver.start();
@@ -68,7 +68,7 @@ fn child_that_imports() {
 }
 
 #[test]
-#[ignore = "a child process that another test of this file starts"]
+#[ignore = "a child process that another test of this file starts: cargo test -p cuda-emulator --test process"]
 fn child_that_numbers_the_devices_otherwise() {
     let driver = Driver::load(&library());
     driver.start();

@@ -15,7 +15,7 @@ use vram_residency::digest::{BLOCK_BYTES, BlockValue, block_count};
 use vram_residency::fingerprint::{FingerprintKey, KEYS_BYTES, WORDS_BYTES};
 
 #[test]
-#[ignore = "a child process that another test of this file starts: it makes the GPU stop it"]
+#[ignore = "a child process that another test of this file starts, which the GPU stops: cargo test -p vram-residency --test cuda_real"]
 fn child_that_writes() {
     // The test runner may have begun a line.
     println!("\n{}", WriteTest::here(None, 0).to_line());

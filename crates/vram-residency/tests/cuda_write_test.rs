@@ -18,7 +18,7 @@ use vram_residency::{Error, ManagerOptions, Policy, VramManager};
 const LONG: Duration = Duration::from_secs(120);
 
 #[test]
-#[ignore = "a child process that other tests of this file start"]
+#[ignore = "a child process that other tests of this file start: cargo test -p vram-residency --test cuda_write_test"]
 fn child_that_writes() {
     // The test runner may have begun a line.
     println!("\n{}", WriteTest::here(Some(&cuda_emulator::library()), 0).to_line());

@@ -21,7 +21,7 @@ use vram_residency::handout::ErrorCode;
 const TRUSTING: [&str; 4] = ["--device", "cuda:0", "--attach-gpu", "trust-clients"];
 
 #[test]
-#[ignore = "a child process that the other tests of this file start"]
+#[ignore = "a child process that the other tests of this file start: cargo test -p vram --test cuda_handout"]
 fn child_that_is_a_client() {
     let client = client::connect_to(Path::new(&std::env::var_os(SOCKET).unwrap())).unwrap();
     let (mut held, mut watch) = (None::<AttachedCuda>, None);
